@@ -1,0 +1,1 @@
+"""The referee: one harness for multimodal fusion methods."""

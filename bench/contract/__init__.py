@@ -1,0 +1,1 @@
+"""The parts of the contract; `bench.api` offers them under one name."""

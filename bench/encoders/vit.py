@@ -1,0 +1,87 @@
+"""timm's VisionTransformer of any size, over images [C, H, W] or several frames [C, frames, H, W]."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.api import Encoder, EncoderSpec, Tokens
+from bench.layers import xavier
+
+
+class _Stage(nn.Module):
+    """A timm block behind the call that fusions use."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        del mask  # images have no padding
+        hidden: Tensor = self.block(x)
+        return hidden
+
+
+class ViTEncoder(Encoder):
+    """Patch embedding, class token, learned positions, pre-norm blocks, final norm.
+
+    A height or width that is no multiple of the patch is padded with zeros or cut, as `EncoderSpec.edge` says.
+    Several frames become one sequence behind one class token; they share the spatial positions and have a learned
+    one per frame.
+    """
+
+    def __init__(self, spec: EncoderSpec, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        if len(shape) not in (3, 4):
+            raise ValueError(f"the vit encoder takes [C, H, W] or [C, frames, H, W], not {list(shape)}")
+        frames = shape[1] if len(shape) == 4 else 1
+        self.dim, self.edge, self.patch = spec.dim, spec.edge, spec.patch
+        height, width = shape[-2:]
+        self.size = (_fit(height, spec.patch[0], spec.edge), _fit(width, spec.patch[1], spec.edge))
+        vit = VisionTransformer(
+            img_size=self.size,
+            patch_size=spec.patch,
+            in_chans=shape[0],
+            embed_dim=spec.dim,
+            depth=spec.depth,
+            num_heads=spec.heads,
+            num_classes=0,
+        )
+        vit.apply(xavier)
+        self.patch_embed = vit.patch_embed
+        assert vit.cls_token is not None  # its default; the types say Optional
+        assert vit.pos_embed is not None
+        self.class_token: nn.Parameter = vit.cls_token
+        self.positions: nn.Parameter = vit.pos_embed  # [1, 1 + patches, D]
+        self.frame_positions = nn.Parameter(torch.zeros(1, frames, 1, spec.dim)) if frames > 1 else None
+        self.stages = nn.ModuleList(_Stage(block) for block in vit.blocks)
+        self.norm = vit.norm
+
+    def stem(self, x: Tensor, mask: Tensor | None = None) -> Tokens:
+        """Class token and patches of all frames [batch, 1 + frames x patches, dim]."""
+        del mask  # images have no padding
+        x = self._fitted(x)
+        batch = x.shape[0]
+        if x.ndim == 5:
+            x = x.transpose(1, 2).flatten(0, 1)  # [B, C, frames, H, W] -> [B x frames, C, H, W]
+        patches = self.patch_embed(x) + self.positions[:, 1:]  # [B x frames, P, D]
+        patches = patches.unflatten(0, (batch, -1))  # [B, frames, P, D]
+        if self.frame_positions is not None:
+            patches = patches + self.frame_positions
+        first = (self.class_token + self.positions[:, :1]).expand(batch, -1, -1)
+        return Tokens(torch.cat([first, patches.flatten(1, 2)], dim=1))
+
+    def _fitted(self, x: Tensor) -> Tensor:
+        height, width = self.size
+        if self.edge == "crop":
+            return x[..., :height, :width]
+        return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+
+def _fit(length: int, patch: int, edge: str) -> int:
+    whole = length // patch if edge == "crop" else -(-length // patch)
+    if whole == 0:
+        raise ValueError(f"an edge of {length} holds no patch of {patch}")
+    return whole * patch
