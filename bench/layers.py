@@ -22,7 +22,7 @@ def xavier(module: nn.Module) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` over `context` with a key mask; a sample without valid keys yields zeros."""
+    """Multi-head attention of `x` over `context` with a key mask; without a valid key only the output bias is left."""
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, context_dim: int | None = None) -> None:
         super().__init__()
@@ -116,29 +116,32 @@ class ClassTokenAttention(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tokens]) -> tuple[Float[Tensor, "batch dim"], dict[str, Tensor]]:
         """The attended class token, and the attention mass [batch] of every modality (before dropout)."""
-        if self.full:
-            return self._all_rows(tokens), {}
+        query, weights, attended = self._all_rows(tokens) if self.full else self._class_row(tokens)
+        sizes = [1, *(t.x.shape[1] for t in tokens.values())]
+        mass = {m: w.sum(dim=1) for m, w in zip(tokens, weights.split(sizes, dim=1)[1:], strict=True)}
+        if self.site.tap is not None:
+            self.site.tap(self._sample(query, tokens, mass))
+        return self.out_dropout(attended), mass
+
+    def _class_row(self, tokens: Mapping[str, Tokens]) -> tuple[Tensor, Tensor, Tensor]:
+        """The class query [1, D], its weights [B, 1 + T], and what it attends to [B, D]."""
         query = self.site(self.query(self.class_token).unsqueeze(0))  # [1, D]
         toward = F.linear(query, self.key.weight.T) / math.sqrt(self.dim)  # [1, D]: W'r
         offset = (query * self.key.bias).sum() / math.sqrt(self.dim)  # the same for every key
         batch = next(iter(tokens.values())).x.shape[0]
-        own = (toward @ self.class_token + offset).expand(batch, 1)  # [B, 1]
-        scores = [own]
+        scores = [(toward @ self.class_token + offset).expand(batch, 1)]
         for t in tokens.values():
             score = (t.x @ toward.T).squeeze(-1) + offset  # [B, T]
             scores.append(score if t.mask is None else score.masked_fill(~t.mask, -math.inf))
-        sizes = [s.shape[1] for s in scores]
         weights = torch.cat(scores, dim=1).softmax(dim=1)
-        mass = {m: w.sum(dim=1) for m, w in zip(tokens, weights.split(sizes, dim=1)[1:], strict=True)}
-        kept = self.weight_dropout(weights).split(sizes, dim=1)
-        context = kept[0] * self.class_token
-        for t, w in zip(tokens.values(), kept[1:], strict=True):
+        kept = self.weight_dropout(weights)
+        own, *parts = kept.split([s.shape[1] for s in scores], dim=1)
+        context = own * self.class_token
+        for t, w in zip(tokens.values(), parts, strict=True):
             context = context + torch.bmm(w.unsqueeze(1), t.x.to(w.dtype)).squeeze(1)  # [B, D]
-        total = torch.cat(kept, dim=1).sum(dim=1, keepdim=True)  # 1, but for dropout
+        total = kept.sum(dim=1, keepdim=True)  # 1, but for dropout
         attended = F.linear(context, self.value.weight) + total * self.value.bias
-        if self.site.tap is not None:
-            self.site.tap(self._sample(query, tokens, mass))
-        return self.out_dropout(self.out(attended)), mass
+        return query, weights, self.out(attended)
 
     def _sample(self, query: Tensor, tokens: Mapping[str, Tokens], mass: Mapping[str, Tensor]) -> SiteSample:
         counts = {m: _token_counts(t) for m, t in tokens.items()}
@@ -152,18 +155,19 @@ class ClassTokenAttention(nn.Module):
             base_rate={m: count / total for m, count in counts.items()},
         )
 
-    def _all_rows(self, tokens: Mapping[str, Tokens]) -> Float[Tensor, "batch dim"]:
-        """Row 0 of the full attention, as the released code computes it: every row, one of them used."""
+    def _all_rows(self, tokens: Mapping[str, Tokens]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from the full attention, as the released code computes it: every row, one of them used."""
         batch = next(iter(tokens.values())).x.shape[0]
         x = torch.cat([self.class_token.expand(batch, 1, -1), *(t.x for t in tokens.values())], dim=1)
         q, k, v = self.query(x), self.key(x), self.value(x)
-        q = torch.cat([self.site(q[:, 0]).unsqueeze(1), q[:, 1:]], dim=1)
+        query = self.site(q[:, 0])  # [B, D]: of all rows, only this one is rotated
+        q = torch.cat([query.unsqueeze(1), q[:, 1:]], dim=1)
         scores = q @ k.transpose(1, 2) / math.sqrt(self.dim)  # [B, 1 + T, 1 + T]
         valid = [torch.ones(batch, 1, dtype=torch.bool, device=x.device)]
         valid += [_valid(t) for t in tokens.values()]
-        scores = scores.masked_fill(~torch.cat(valid, dim=1).unsqueeze(1), -math.inf)
-        attended = self.weight_dropout(scores.softmax(dim=-1)) @ v
-        return self.out_dropout(self.out(attended))[:, 0]
+        weights = scores.masked_fill(~torch.cat(valid, dim=1).unsqueeze(1), -math.inf).softmax(dim=-1)
+        attended = self.out(self.weight_dropout(weights) @ v)  # [B, 1 + T, D]
+        return query, weights[:, 0], attended[:, 0]
 
 
 def _valid(tokens: Tokens) -> Bool[Tensor, "batch tokens"]:

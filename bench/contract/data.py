@@ -52,6 +52,8 @@ class DataSpec:
     num_outputs: int
     kind: Kind = "classes"
     metric: str = "accuracy"
+    class_names: tuple[str, ...] = ()
+    """What each class is called in the source, in order; empty where that is nothing but its number."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,10 @@ class DataSet(ABC):
     def unusable(self, root: Path) -> str | None:
         """None if its raw files are there; else what is missing and what would mend it."""
         return None
+
+    def raw_key(self, root: Path) -> str:
+        """Identifies the content of raw files that a user may edit in place; a new key prepares them again."""
+        return ""
 
     @abstractmethod
     def samples(self, root: Path) -> list[Sample]:

@@ -11,35 +11,38 @@ from typing import Any
 class Hyperparameter:
     """What may be asked of one field of a `Settings` class, beside its type and default."""
 
-    low: float | None = None
-    high: float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
     choices: tuple[Any, ...] | None = None
-    search: tuple[float, float] | None = None
+    search: tuple[int | float, int | float] | None = None
     log: bool = False
     neutral: Any = None
+    place: bool = False
     help: str = ""
 
 
 def setting(
     default: Any,
     *,
-    low: float | None = None,
-    high: float | None = None,
+    low: int | float | None = None,
+    high: int | float | None = None,
     choices: Sequence[Any] | None = None,
-    search: tuple[float, float] | None = None,
+    search: tuple[int | float, int | float] | None = None,
     log: bool = False,
     neutral: Any = None,
+    place: bool = False,
     help: str = "",
 ) -> Any:
     """A dataclass field with a default, an allowed range, a search range and a neutral value.
 
     `low`/`high` are inclusive bounds a user may not leave; `search` is the range `bench tune` draws from (on a
     logarithmic scale if `log`), `choices` the allowed values of a categorical setting; `neutral` is the value at
-    which the plugin does nothing, so that a contract test can hold it against the bare fusion.
+    which the plugin does nothing, so that a contract test can hold it against the bare fusion. A `place` (a path)
+    only says where something lies and is no part of a trial's id.
     """
     if choices is not None and default not in choices:
         raise ValueError(f"setting: default {default!r} is not among the choices {tuple(choices)}")
-    extra = Hyperparameter(low, high, tuple(choices) if choices else None, search, log, neutral, help)
+    extra = Hyperparameter(low, high, tuple(choices) if choices else None, search, log, neutral, place, help)
     return field(default=default, metadata={"hyperparameter": extra})
 
 

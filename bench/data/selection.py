@@ -1,0 +1,93 @@
+"""The data sets a run asked for: resolved, prepared, or left out with what would make them usable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import names, plugins
+from bench.api import DataError, DataSet, DataSpec
+from bench.data.prepared import Prepared, find, prepare
+from bench.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A data set in use: what was typed, its plugin, its prepared arrays."""
+
+    label: str
+    part: names.Part
+    dataset: DataSet
+    prepared: Prepared
+
+    @property
+    def spec(self) -> DataSpec:
+        """Its modalities, shapes and outputs."""
+        return self.prepared.spec
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A data set that cannot be used here, and what would mend it."""
+
+    label: str
+    reason: str
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with the data set, items done and items in all."""
+
+
+def select(
+    texts: Sequence[str],
+    root: Path,
+    store: Path,
+    settings: names.Overrides,
+    *,
+    places: Sequence[str] = (),
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> tuple[list[Selected], list[Unusable]]:
+    """Every data set named by `texts` (`all`: each one usable here), prepared if it is not yet.
+
+    A set named explicitly that is unusable raises DataError; under `all` it is returned with its reason.
+    """
+    selected: dict[str, Selected] = {}
+    unusable: list[Unusable] = []
+    for i, text in enumerate(texts):
+        where = places[i] if i < len(places) else ""
+        for name in listed() if text == "all" else [text]:
+            part, dataset = names.resolve_dataset(name, settings, where)
+            reason = dataset.unusable(root)
+            if reason is None:
+                prepared = _prepared(name, part, dataset, root, store, workers, progress)
+                selected.setdefault(part.text, Selected(name, part, dataset, prepared))
+            elif text == "all":
+                unusable.append(Unusable(name, reason))
+            else:
+                raise DataError(f"{where}{': ' if where else ''}{name}: {reason}")
+    if not selected:
+        reasons = "\n".join(f"  {u.label}: {u.reason}" for u in unusable)
+        raise RequestError(f"no data set is usable here:\n{reasons}")
+    return list(selected.values()), unusable
+
+
+def listed() -> list[str]:
+    """The data sets that `--datasets all` means."""
+    found = {name: plugins.find("datasets", name) for name in plugins.names("datasets")}
+    return [
+        name
+        for name, entry in found.items()
+        if isinstance(entry, plugins.Loaded) and issubclass(entry.plugin, DataSet) and entry.plugin.listed
+    ]
+
+
+def _prepared(
+    label: str, part: names.Part, dataset: DataSet, root: Path, store: Path, workers: int, progress: Progress | None
+) -> Prepared:
+    done = find(part.name, dataset, part.code, root, store)
+    if done is not None:
+        return done
+    report = None if progress is None else lambda count, total: progress(label, count, total)
+    return prepare(part.name, dataset, part.code, root, store, workers=workers, progress=report)

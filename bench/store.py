@@ -1,0 +1,183 @@
+"""The results folder: the only writer there, every write atomic.
+
+::
+
+    results/
+      trials/<id>/        spec.json, record.json, scores.json, logits.npz, samples.npz, weights.safetensors
+      failures/<id>.json  the typed cause of a trial that ended early; it is tried again
+      trajectories/       training memoised by epoch (bench.trajectory)
+      sweeps/<id>.json    what was asked for, so that tables come in the user's order
+      tables/ figures/    made from the above, never read
+      mlflow.db           a mirror, never read
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.errors import ResultsError
+
+
+class Store:
+    """A results folder. Raises ResultsError, naming the file, for whatever cannot be read or written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        try:
+            for name in ("trials", "failures", "trajectories", "sweeps"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise ResultsError(f"{self.folder}: results cannot be written here: {error.strerror or error}") from None
+
+    @property
+    def trajectories(self) -> Path:
+        """Where trajectory segments live."""
+        return self.folder / "trajectories"
+
+    def trial(self, trial_id: str) -> Path:
+        """The folder of a finished trial."""
+        return self.folder / "trials" / trial_id
+
+    def has(self, trial_id: str) -> bool:
+        """Whether a trial is finished."""
+        return (self.trial(trial_id) / "record.json").is_file()
+
+    def finished(self) -> list[str]:
+        """The ids of all finished trials."""
+        return sorted(f.parent.name for f in (self.folder / "trials").glob("*/record.json"))
+
+    def write_trial(self, trial_id: str, files: Mapping[str, bytes | Path]) -> None:
+        """Store a finished trial whole or not at all. Files given as paths are copied."""
+        target = self.trial(trial_id)
+        with writing(target):
+            scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{trial_id}."))
+            try:
+                for name, content in files.items():
+                    _fill(scratch / name, content)
+                scratch.chmod(0o777 & ~_umask())
+                if target.exists():
+                    shutil.rmtree(target)
+                scratch.rename(target)
+                _sync(target.parent)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        (self.folder / "failures" / f"{trial_id}.json").unlink(missing_ok=True)
+
+    def read(self, trial_id: str, name: str) -> dict[str, Any]:
+        """A JSON file of a finished trial."""
+        return read_json(self.trial(trial_id) / name)
+
+    def arrays(self, trial_id: str, name: str) -> dict[str, np.ndarray]:
+        """The arrays of an .npz file of a finished trial."""
+        file = self.trial(trial_id) / name
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return {key: stored[key] for key in stored.files}
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"{file}: cannot be read: {error}; remove the folder and run again") from None
+
+    def write_failure(self, trial_id: str, record: Mapping[str, Any]) -> None:
+        """Record why a trial ended early."""
+        write_json(self.folder / "failures" / f"{trial_id}.json", record)
+
+    def failure(self, trial_id: str) -> dict[str, Any] | None:
+        """Why a trial ended early, if it did and was not finished since."""
+        file = self.folder / "failures" / f"{trial_id}.json"
+        return read_json(file) if file.is_file() else None
+
+    def write_sweep(self, sweep_id: str, request: Mapping[str, Any]) -> None:
+        """Record what was asked for."""
+        write_json(self.folder / "sweeps" / f"{sweep_id}.json", request)
+
+    def latest_sweep(self) -> dict[str, Any] | None:
+        """What was asked for last."""
+        files = sorted((self.folder / "sweeps").glob("*.json"), key=lambda f: f.stat().st_mtime_ns)
+        return read_json(files[-1]) if files else None
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Failures of the file system as ResultsError naming the file."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(f"{target}: cannot be written: {error.strerror or error}") from None
+
+
+def write_atomically(file: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a temporary file in the same folder and put it in place when it is complete on disk."""
+    with writing(file):
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        os.close(handle)
+        scratch = Path(name)
+        try:
+            fill(scratch)
+            with scratch.open("rb") as written:
+                os.fsync(written.fileno())
+            scratch.chmod(0o666 & ~_umask())
+            scratch.replace(file)
+            _sync(file.parent)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON atomically; NaN and infinities are refused, as JSON has none."""
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    write_atomically(file, lambda scratch: _fill(scratch, text.encode()))
+
+
+def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz file atomically."""
+    write_atomically(file, lambda scratch: _fill(scratch, npz(arrays)))
+
+
+def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of an .npz file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for its own options
+    return buffer.getvalue()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises ResultsError if it cannot be read."""
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{file}: cannot be read: {error}") from None
+    return values
+
+
+def _fill(file: Path, content: bytes | Path) -> None:
+    if isinstance(content, Path):
+        shutil.copyfile(content, file)
+    else:
+        file.write_bytes(content)
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
