@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from bench import encoders, names, plugins
-from bench.api import Capability, DataSpec, Fusion, Model, Strategy, TaskSpec
+from bench.api import Capability, DataSpec, EncoderSpec, Fusion, Model, Strategy, TaskSpec
 from bench.errors import RequestError
 from bench.layers import xavier
 from bench.plan import PartSpec, TrialSpec
@@ -28,20 +29,31 @@ def build_strategies(spec: TrialSpec, task: TaskSpec) -> dict[str, Strategy]:
 
 
 def build_model(spec: TrialSpec, task: TaskSpec, data: DataSpec) -> Model:
-    """A fresh model.
+    """A fresh model of a trial."""
+    fusion, settings = restored("methods", spec.fusion)
+    return assemble(fusion, settings, task, spec.encoders, data, spec.seed)
+
+
+def assemble(
+    fusion_class: type[Fusion],
+    settings: Any,
+    task: TaskSpec,
+    encoder_specs: Mapping[str, EncoderSpec],
+    data: DataSpec,
+    seed: int,
+) -> Model:
+    """Encoders, a fusion and the probes it needs.
 
     Initialisation depends on (seed, component) alone, so all methods of one seed start from the same encoders.
     """
-    fusion_class: type[Fusion]
-    fusion_class, settings = restored("methods", spec.fusion)
     built = {}
     for m in task.modalities:
-        with seeded(spec.seed, f"encoders.{m}"):
-            built[m] = encoders.build(spec.encoders[m], data.modalities[m].shape)
-    with seeded(spec.seed, "fusion"):
+        with seeded(seed, f"encoders.{m}"):
+            built[m] = encoders.build(encoder_specs[m], data.modalities[m].shape)
+    with seeded(seed, "fusion"):
         fusion = fusion_class(settings, task)
     has_heads = Capability.UNIMODAL_HEADS in fusion_class.provides(settings)
-    return Model(built, fusion, {} if has_heads else _probes(task, spec.seed))
+    return Model(built, fusion, {} if has_heads else _probes(task, seed))
 
 
 def restored(group: plugins.Group, part: PartSpec) -> tuple[type[Any], Any]:

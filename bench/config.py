@@ -97,7 +97,19 @@ class TuneConfig(_Section):
 class Config(_Section):
     """Everything a run needs to know, with defaults."""
 
-    methods: tuple[str, ...] = ("audio", "visual", "ensemble", "concat", "vanilla_mt", "rollingq")
+    methods: tuple[str, ...] = (
+        "audio",
+        "visual",
+        "ensemble",
+        "concat",
+        "ogm",
+        "pmr",
+        "vanilla_mt",
+        "mbt",
+        "mmml",
+        "rollingq",
+        "mmml:readout=attn+rollingq",
+    )
     datasets: tuple[str, ...] = ("planted", "av_digits")
     protocol: tuple[Literal["honest"], ...] = ("honest",)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)

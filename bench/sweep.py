@@ -5,6 +5,7 @@ This is the parent's side of the firewall: training processes write logits, this
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,6 +22,8 @@ import numpy as np
 
 import bench
 from bench import plugins, scoring
+from bench.api import DataError
+from bench.data.prepared import Prepared
 from bench.data.selection import Selected
 from bench.data.splits import split_positions
 from bench.errors import ResultsError
@@ -71,11 +74,11 @@ class Sweep:
         """The trials that are not stored yet, in the order they will run."""
         return [spec for spec in self.plan.trials if not self.store.has(spec.id)]
 
-    def record_request(self) -> None:
-        """Store what was asked for, so that tables can be rebuilt in this order."""
+    def record_request(self) -> dict[str, Any]:
+        """Store what was asked for, so that tables can be rebuilt in this order; returns it."""
         request = request_of(self.plan)
-        digest = hashlib.sha256(json.dumps(request["rows"], sort_keys=True).encode()).hexdigest()[:16]
-        self.store.write_sweep(digest, request)
+        self.store.write_sweep(request["id"], request)
+        return request
 
     def run(self, executor: LocalExecutor, observe: Observer | None = None) -> Iterator[Outcome]:
         """Train, score and store every missing trial; a failed one is recorded and the sweep goes on."""
@@ -149,7 +152,7 @@ class Sweep:
             "threads": spec.recipe.threads,
             "versions": {**info["versions"], "bench": bench.__version__},
             "commit": commit(),
-            "cost": info["cost"],
+            "cost": info.get("cost", {}),
             "data_fingerprint": spec.fingerprint,
             "split_hash": spec.split_hash,
             "split_sizes": {name: len(t) for name, t in watched.truth.targets.items()},
@@ -212,7 +215,32 @@ def request_of(plan: Plan) -> dict[str, Any]:
         }
         for row in plan.rows
     ]
-    return {"rows": rows, "skipped": [dataclasses.asdict(s) for s in plan.skipped]}
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+    return {"id": digest, "rows": rows, "skipped": [dataclasses.asdict(s) for s in plan.skipped]}
+
+
+FindTruth = Callable[[Mapping[str, Any]], Truth | None]
+"""From a trial's spec (as plain values) to its targets, or None where the data is not at hand."""
+
+
+def truths(datasets: Sequence[Selected]) -> FindTruth:
+    """The targets of data sets that are selected."""
+    prepared = {selected.prepared.fingerprint: selected.prepared for selected in datasets}
+    return lambda spec: _truth(prepared.get(spec["fingerprint"]), spec)
+
+
+def truths_of_stored(folder: Path) -> FindTruth:
+    """The targets of whatever is prepared in a folder."""
+    found: dict[str, Prepared] = {}
+    for manifest in folder.glob("*/manifest.json"):
+        with contextlib.suppress(DataError):
+            prepared = Prepared.open(manifest.parent)
+            found[prepared.fingerprint] = prepared
+    return lambda spec: _truth(found.get(spec["fingerprint"]), spec)
+
+
+def _truth(prepared: Prepared | None, spec: Mapping[str, Any]) -> Truth | None:
+    return None if prepared is None else Truth.of(prepared, spec["split"], spec["fold"])
 
 
 @cache

@@ -150,7 +150,7 @@ class Training(Run):
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         for name, strategy in self.strategies.items():
-            strategy.load_state_dict(state["strategies"].get(name, {}))
+            strategy.load_state_dict(state["strategies"][name])
 
     def generator(self, stream: str) -> Generator:
         """A random generator of its own for this (seed, epoch, stream), on the model's device."""

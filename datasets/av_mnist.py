@@ -21,13 +21,13 @@ from torch import Generator, Tensor
 
 from bench import api
 from bench.api import DataError, DataSet, DataSpec, EncoderSpec, Item, ModalitySpec, Sample, setting
-from bench.data.spectrogram import log_mel
+from bench.data.spectrogram import log_mel, standardised
 
 FILES = {  # MD5 of the content: the .gz around it differs between mirrors
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c629615203637",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 LARGEST = 64 << 20
 """Bytes of content: what is longer is no MNIST file, nor is a recording of more than 1 MiB one."""
@@ -127,9 +127,9 @@ class AVMNIST(DataSet):
         return Item(log_mel(tensor, RATE, N_FFT, HOP, MELS).unsqueeze(0).numpy().astype(np.float16))
 
     def load(self, modality: str, stored: Tensor, generator: Generator | None) -> Tensor:
-        """Values of about unit spread; the constants are MNIST's and those of a wave of loudness 1."""
+        """Images shifted and scaled by the mean and spread of MNIST; spectrograms with mean 0 and spread 1 each."""
         x = stored.float()
-        return (x / 255 - 0.13) / 0.31 if modality == "visual" else (x + 1.0) / 2.0
+        return (x / 255 - 0.13) / 0.31 if modality == "visual" else standardised(x)
 
     def _usable(self, root: Path) -> Path:
         if reason := self.unusable(root):

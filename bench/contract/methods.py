@@ -221,6 +221,9 @@ class Strategy(Plugin):
 class Derived(Plugin, ABC):
     """A row computed from the stored logits of other rows of the same seed, never trained."""
 
+    def __init__(self, settings: Any = None) -> None:
+        self.settings = settings
+
     @abstractmethod
     def parts(self, modalities: Sequence[str]) -> list[str]:
         """The method texts it is computed from."""

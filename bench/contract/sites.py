@@ -35,7 +35,7 @@ class AttentionSite(nn.Module):
 
     def rotate(self, rotation: Float[Tensor, "dim dim"]) -> None:
         """Apply one more rotation after those already there (y = R x for column vectors)."""
-        product = rotation.double().to(self.rotation.device) @ self.rotation.double()
+        product = rotation.cpu().double() @ self.rotation.cpu().double()  # not every device has float64
         self.rotation.copy_(product.to(self.rotation.dtype))
         self.num_rotations += 1
 

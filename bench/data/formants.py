@@ -6,6 +6,7 @@ ones are noise in bands. Vowel resonances are the averages for men of Peterson a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,12 +95,13 @@ def say(digit: int, speaker: Speaker, rng: np.random.Generator) -> np.ndarray:
     targets = np.array([p.resonances for p in phones]) * wobble
     resonances = np.stack([np.interp(when, centres, targets[:, k]) for k in range(3)])  # [3, frames]
     voice = _envelope(when, ends, np.array([p.voice for p in phones]))
-    samples = np.arange(frames * FRAME)
-    pitch = speaker.pitch * rng.normal(1, 0.04) * (1.08 - 0.16 * samples / len(samples))
+    pitch = speaker.pitch * rng.normal(1, 0.04) * np.linspace(1.08, 0.92, frames * FRAME)
     phase = 2 * np.pi * np.cumsum(pitch) / RATE
-    wave = _stretch(voice, samples) * _voiced(phase, pitch, resonances, samples)
-    wave += _unvoiced(phones, when, ends, voice * speaker.breath, samples, rng)
-    return wave / np.sqrt(np.mean(wave**2))
+    wave = _stretch(voice) * _voiced(phase, pitch, resonances)
+    wave = wave + _unvoiced(phones, when, ends, voice * speaker.breath, rng)
+    loudness = math.sqrt(np.mean(wave**2))
+    spoken: np.ndarray = wave / loudness
+    return spoken
 
 
 def _envelope(when: np.ndarray, ends: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -109,19 +111,23 @@ def _envelope(when: np.ndarray, ends: np.ndarray, levels: np.ndarray) -> np.ndar
     return np.convolve(stepped, np.ones(3) / 3, mode="same")
 
 
-def _stretch(frames: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    return np.interp(samples, np.arange(len(frames)) * FRAME, frames)
+def _stretch(frames: np.ndarray) -> np.ndarray:
+    """Levels [..., frames] as levels [..., frames x 40], joined by straight lines."""
+    ahead = np.concatenate([frames[..., 1:], frames[..., -1:]], axis=-1)
+    weight = np.arange(FRAME) / FRAME
+    joined = frames[..., None] * (1 - weight) + ahead[..., None] * weight
+    return joined.reshape(*frames.shape[:-1], -1)
 
 
-def _voiced(phase: np.ndarray, pitch: np.ndarray, resonances: np.ndarray, samples: np.ndarray) -> np.ndarray:
+def _voiced(phase: np.ndarray, pitch: np.ndarray, resonances: np.ndarray) -> np.ndarray:
     harmonics = np.arange(1, int(RATE / 2 / pitch.min()) + 1)[:, None]
     coarse = harmonics * pitch[None, ::FRAME]  # [harmonics, frames], Hz
     gain = np.zeros_like(coarse)
     for centre, bandwidth, level in zip(resonances, (80.0, 110.0, 160.0), (1.0, 0.6, 0.35), strict=True):
         gain += level / (1 + ((coarse - centre) / bandwidth) ** 2)
     gain[coarse > 0.48 * RATE] = 0.0
-    level = np.stack([_stretch(row, samples) for row in gain])
-    return (level * np.sin(harmonics * phase)).sum(axis=0)
+    tones = np.exp(1j * phase)[None].repeat(len(harmonics), axis=0).cumprod(axis=0).imag  # sin(k x phase)
+    return np.einsum("kt,kt->t", _stretch(gain), tones)
 
 
 def _unvoiced(
@@ -129,16 +135,19 @@ def _unvoiced(
     when: np.ndarray,
     ends: np.ndarray,
     breath: np.ndarray,
-    samples: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
     edges = np.linspace(0, RATE / 2, BANDS + 1)
     middle = (edges[:-1] + edges[1:]) / 2
-    spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
-    band = np.clip(np.digitize(np.fft.rfftfreq(len(samples), 1 / RATE), edges) - 1, 0, BANDS - 1)
-    wave = np.zeros(len(samples))
-    for b in range(BANDS):
-        levels = np.array([p.noise * np.exp(-(((middle[b] - p.centre) / p.spread) ** 2)) for p in phones])
-        loudness = _stretch(_envelope(when, ends, levels) + breath, samples)
-        wave += loudness * np.fft.irfft(np.where(band == b, spectrum, 0), len(samples))
-    return 2.0 * wave
+    levels = np.stack(
+        [_envelope(when, ends, np.array([_hiss(p, hertz) for p in phones])) + breath for hertz in middle]
+    )  # [bands, frames]
+    length = levels.shape[1] * FRAME
+    spectrum = np.fft.rfft(rng.standard_normal(length))
+    band = np.clip(np.digitize(np.fft.rfftfreq(length, 1 / RATE), edges) - 1, 0, BANDS - 1)
+    bands = np.fft.irfft(np.where(band == np.arange(BANDS)[:, None], spectrum, 0), length, axis=1)
+    return 2.0 * np.einsum("bt,bt->t", _stretch(levels), bands)
+
+
+def _hiss(phone: Phone, hertz: float) -> float:
+    return phone.noise * math.exp(-(((hertz - phone.centre) / phone.spread) ** 2))

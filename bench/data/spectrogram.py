@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -38,6 +39,13 @@ def tile_or_cut(wave: Float[Tensor, " samples"], length: int) -> Float[Tensor, "
     return wave.repeat(-(-length // len(wave)))[:length]
 
 
+def standardised(x: Float[Tensor, "batch channels frequencies frames"]) -> Tensor:
+    """Each spectrogram with mean 0 and standard deviation 1, whatever its recording level."""
+    deviation, mean = torch.std_mean(x, dim=(1, 2, 3), keepdim=True, correction=0)
+    return (x - mean) / (deviation + 1e-3)
+
+
+@cache
 def mel_filters(rate: int, n_fft: int, mels: int) -> Float[Tensor, "mels frequencies"]:
     """Triangles of equal area, evenly spaced on Slaney's mel scale from 0 to rate / 2 (librosa's default)."""
     frequencies = torch.linspace(0, rate / 2, 1 + n_fft // 2, dtype=torch.float64)

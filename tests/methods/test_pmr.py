@@ -61,7 +61,7 @@ def test_a_class_without_a_prototype_is_infinitely_far_and_its_samples_do_not_co
     assert z.grad is not None
     assert z.grad.isfinite().all()
     none = pmr.prototype_loss(log_q, torch.tensor([1, 1]), seen)
-    assert float(none) == 0.0
+    assert none.item() == 0.0
 
 
 def test_prototypes_are_class_means_of_the_sweep():
@@ -106,7 +106,7 @@ def test_terms_add_up_to_the_paper_s_loss_for_two_modalities():
     s.terms(run, batch, output, terms)
     distances = {m: (z.unsqueeze(1) - s.prototypes[m]).norm(dim=2) for m, z in output.features.items()}
     q = {m: (-d).softmax(dim=1) for m, d in distances.items()}
-    score = {m: float(p[torch.arange(16), batch.target].sum()) for m, p in q.items()}
+    score = {m: p[torch.arange(16), batch.target].sum().item() for m, p in q.items()}
     loss = {m: torch.nn.functional.cross_entropy(-d, batch.target) for m, d in distances.items()}
     entropy = {m: -(p * p.log()).sum(dim=1).mean() for m, p in q.items()}
     rho = score["audio"] / score["visual"]
@@ -119,9 +119,10 @@ def test_terms_add_up_to_the_paper_s_loss_for_two_modalities():
 
 
 @pytest.mark.parametrize("modalities", [2, 3])
-def test_a_term_reaches_no_parameter_but_its_own_encoder_s(modalities):
+@pytest.mark.parametrize("graded", [True, False])
+def test_a_term_reaches_no_parameter_but_its_own_encoder_s(modalities, graded):
     run = TinyRun(modalities=modalities)
-    s = strategy("pmr", run.task, graded=False, mu=0.5)
+    s = strategy("pmr", run.task, graded=graded, mu=0.5)
     s.epoch_start(run)
     batch = next(run.batches())
     terms = {}
@@ -178,7 +179,7 @@ def test_the_pull_moves_the_lagging_features_to_their_prototypes():
     def losses() -> dict[str, float]:
         features = run.model(batch.inputs).features
         logs = {m: pmr.prototype_log_probabilities(z, s.prototypes[m], s.seen) for m, z in features.items()}
-        return {m: float(pmr.prototype_loss(log, batch.target, s.seen)) for m, log in logs.items()}
+        return {m: pmr.prototype_loss(log, batch.target, s.seen).item() for m, log in logs.items()}
 
     terms = {}
     s.terms(run, batch, run.model(batch.inputs), terms)

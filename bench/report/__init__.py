@@ -1,0 +1,1 @@
+"""Tables from what is stored; nothing is trained here."""

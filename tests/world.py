@@ -1,0 +1,80 @@
+"""A world small enough to train in: planted data of a hundred samples, encoders of width 16, three epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.config import Config, Sources, load
+from bench.data.selection import Selected, select
+from bench.data.splits import split_positions
+from bench.errors import TrialError
+from bench.execute.events import EpochDone, Event, Failed, Finished, Started
+from bench.execute.local import MakeJob
+from bench.plan import Plan, TrialSpec, make_plan
+from bench.store import Store
+from bench.sweep import Outcome, Sweep
+from bench.trajectory import Visit
+from bench.trial import Job, run
+
+DATASET = "planted:preset=collapse:samples=96:classes=3:tokens=4"
+TINY = ("encoder.dim=16", "encoder.depth=1", "encoder.heads=2", "recipe.epochs=3", "recipe.batch_size=32")
+
+
+@dataclass(frozen=True)
+class World:
+    """Folders, a configuration and what was planned from it."""
+
+    folder: Path
+    config: Config
+    sources: Sources
+    datasets: list[Selected]
+    plan: Plan
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "results")
+
+    def sweep(self) -> Sweep:
+        return Sweep(self.plan, self.datasets, self.store)
+
+    def run(self) -> list[Outcome]:
+        """Everything missing, trained in this process."""
+        return list(self.sweep().run(InProcess()))  # type: ignore[arg-type]
+
+    def spec(self, method: str) -> TrialSpec:
+        """The first trial of a method by its canonical text."""
+        return next(spec for spec in self.plan.trials if spec.method == method)
+
+    def job(self, spec: TrialSpec, trajectories: Path | None = None) -> Job:
+        """The job of a trial, with trajectories of its own if wanted."""
+        selected = next(s for s in self.datasets if s.prepared.fingerprint == spec.fingerprint)
+        positions = split_positions(selected.prepared.index, fold=spec.fold)
+        targets = selected.prepared.targets()[positions["train"]]
+        where = trajectories or self.store.trajectories
+        return Job(spec, selected.prepared.folder, where, (), positions, targets, "cpu")
+
+
+def make_world(folder: Path, methods: str, *assign: str, datasets: str = DATASET, seeds: str = "1") -> World:
+    """Plan methods on tiny data, prepared beside `folder`."""
+    config, sources = load(None, {"methods": methods, "datasets": datasets, "seeds": seeds}, (*TINY, *assign))
+    selected, _ = select(config.datasets, folder, folder.parent / "prepared", config.settings)
+    return World(folder, config, sources, selected, make_plan(config, sources, selected))
+
+
+class InProcess:
+    """An executor without processes, so that tests can look inside."""
+
+    def run(self, jobs: Sequence[tuple[str, MakeJob]]) -> Iterator[Event]:
+        for trial, make_job in jobs:
+            yield Started(trial, "cpu")
+            visits: list[Visit] = []
+            try:
+                info = run(make_job("cpu"), visits.append)
+            except TrialError as error:
+                yield from (EpochDone(trial, visit) for visit in visits)
+                yield Failed(trial, error.cause, error.text)
+                continue
+            yield from (EpochDone(trial, visit) for visit in visits)
+            yield Finished(trial, info)
