@@ -12,7 +12,7 @@ The step order is part of the contract (see `bench.train`)::
 from bench.contract.data import DataError, DataSet, DataSpec, EncoderSpec, Item, ModalitySpec, Sample
 from bench.contract.flow import TASK_CAPABILITIES, Batch, Capability, Inputs, Kind, Output, TaskSpec, Tokens
 from bench.contract.hyperparameters import Hyperparameter, Settings, setting
-from bench.contract.methods import Derived, Encoder, Fusion, Model, Plugin, Run, Strategy
+from bench.contract.methods import Derived, Encoder, Fusion, Model, Passes, Plugin, Run, Strategy
 from bench.contract.records import Action, EpochRecord
 from bench.contract.sites import AttentionSite, SiteMeans, SiteRecord, SiteSample, attention_imbalance
 
@@ -37,6 +37,7 @@ __all__ = [
     "ModalitySpec",
     "Model",
     "Output",
+    "Passes",
     "Plugin",
     "Run",
     "Sample",

@@ -26,7 +26,7 @@ def split_list(text: str) -> list[str]:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RecipeConfig(_Section):
@@ -136,7 +136,8 @@ class Config(_Section):
         if isinstance(value, bool):
             raise ValueError("expected a number of seeds or a list of seeds")
         if isinstance(value, str):
-            value = [int(v) for v in value.split(",")] if "," in value else int(value)
+            seeds = _numbers(value, "a number of seeds or a list of seeds, e.g. 3 or 0,1,2")
+            value = seeds if "," in value else seeds[0]
         if isinstance(value, int):
             if value < 1:
                 raise ValueError("at least one seed is needed")
@@ -151,12 +152,19 @@ class Config(_Section):
     @classmethod
     def _folds(cls, value: Any) -> Any:
         if isinstance(value, str) and value != "all":
-            value = [int(v) for v in value.split(",")]
+            value = _numbers(value, "folds, e.g. 0,1, or all")
         if isinstance(value, int) and not isinstance(value, bool):
             value = [value]
         if isinstance(value, list | tuple) and not value:
             raise ValueError("the list is empty; name at least one fold, or all")
         return value
+
+
+def _numbers(text: str, what: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"expected {what}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +284,8 @@ def _marks(node: yaml.Node, file: Path, path: Path_ = ()) -> Iterator[tuple[Path
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise RequestError(f"{at(key.start_mark)}: expected a name as key, found a {key.id}")
             if key.value in seen:
                 raise RequestError(f"{at(key.start_mark)}: key {key.value!r} is given twice")
             seen.add(key.value)

@@ -16,7 +16,7 @@ from bench.composition import reason_to_skip, refuse_illegal
 from bench.config import Config, EncoderConfig, Sources
 from bench.data.selection import Selected
 from bench.data.splits import num_folds, split_hash, split_positions
-from bench.errors import RequestError
+from bench.errors import RequestError, unknown
 from bench.names import Method, Part
 from bench.recipes import Recipe
 
@@ -149,6 +149,7 @@ def make_plan(config: Config, sources: Sources, datasets: Sequence[Selected]) ->
 
     Raises RequestError for unknown names and illegal compositions, and if nothing at all is left to run.
     """
+    _refuse_strangers(config, sources)
     everywhere = {m for selected in datasets for m in selected.spec.modalities}
     rows: list[Row] = []
     skipped: list[Skipped] = []
@@ -177,6 +178,15 @@ def encoders_of(selected: Selected, override: EncoderConfig) -> dict[str, Encode
     """Every modality's encoder, overridden by the configuration."""
     given = {k: v for k, v in override.model_dump().items() if v is not None}
     return {m: dataclasses.replace(spec.encoder, **given) for m, spec in selected.spec.modalities.items()}
+
+
+def _refuse_strangers(config: Config, sources: Sources) -> None:
+    """Raise RequestError for settings of a plugin that does not exist: they would be ignored without a word."""
+    known = {*plugins.names("methods"), *plugins.names("datasets")}
+    for name, given in config.settings.items():
+        if name not in known:
+            where = sources.place(("settings", name, *list(given)[:1]))
+            raise unknown("section or plugin", name, {*known, *Config.model_fields}, where)
 
 
 def _wanted(config: Config, sources: Sources, selected: Selected) -> list[tuple[str, str]]:

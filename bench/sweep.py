@@ -152,7 +152,7 @@ class Sweep:
             "threads": spec.recipe.threads,
             "versions": {**info["versions"], "bench": bench.__version__},
             "commit": commit(),
-            "cost": info.get("cost", {}),
+            "cost": info["cost"],
             "data_fingerprint": spec.fingerprint,
             "split_hash": spec.split_hash,
             "split_sizes": {name: len(t) for name, t in watched.truth.targets.items()},

@@ -20,6 +20,7 @@ import torch
 from bench import plugins
 from bench.api import DataError
 from bench.assembly import build_model, build_strategies, restored, task_of
+from bench.cost import measure
 from bench.data.prepared import Prepared
 from bench.data.reader import Reader
 from bench.errors import TrialError
@@ -53,7 +54,9 @@ def run(job: Job, emit: Callable[[Visit], None]) -> dict[str, Any]:
             plugins.use_folder(Path(folder))
         torch.set_num_threads(job.spec.recipe.threads)
         trained = 0
-        for visit in _walk(job).epochs():
+        prepared = Prepared.open(job.prepared)
+        cost = measure(job.spec, prepared.spec)
+        for visit in walk(job, prepared).epochs():
             trained += visit.trained
             emit(visit)
     except TrialError:
@@ -72,6 +75,7 @@ def run(job: Job, emit: Callable[[Visit], None]) -> dict[str, Any]:
         "device": device_name(torch.device(job.device)),
         "trained_epochs": trained,
         "versions": versions(),
+        "cost": cost.to_json(),
     }
 
 
@@ -85,9 +89,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
-def _walk(job: Job) -> Walk:
+def walk(job: Job, prepared: Prepared) -> Walk:
+    """The way of a trial through stored and new epochs."""
     spec, device = job.spec, torch.device(job.device)
-    prepared = Prepared.open(job.prepared)
     dataset_class, settings = restored("datasets", spec.dataset)
     dataset = dataset_class(settings)
     task = task_of(spec, prepared.spec)

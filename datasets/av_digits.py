@@ -32,8 +32,8 @@ class AVDigits(DataSet):
 
     @dataclass(frozen=True)
     class Settings(api.Settings):
-        image_noise: float = setting(5.0, low=0.0, help="standard deviation, where ink is 16")
-        snr_db: float = setting(3.0, low=-40.0, help="of the utterance in white noise; inf: no noise")
+        image_noise: float = setting(4.0, low=0.0, help="standard deviation, where ink is 16")
+        snr_db: float = setting(-4.0, low=-40.0, help="of the utterance in white noise; inf: no noise")
         augment: bool = setting(False, help="shift the spectrogram in time during training")
         seed: int = setting(0, low=0, help="of voices and noise")
 
@@ -45,15 +45,15 @@ class AVDigits(DataSet):
         "speech is synthetic: nothing follows about real speakers",
         "writers are not labelled; splitting by position separates all but those at the two borders",
     )
-    epochs = 10
+    epochs = 12
     embedded = True
 
     def describe(self, root: Path) -> DataSpec:
         """Log-mel spectrograms [1, 32, 47] and images [1, 8, 8]."""
         audio, visual = (1, MELS, FRAMES), (1, 8, 8)
         modalities = {
-            "audio": ModalitySpec(EncoderSpec("vit", patch=(8, 8)), audio, audio, "float16"),
-            "visual": ModalitySpec(EncoderSpec("vit", patch=(2, 2)), visual, visual, "float16"),
+            "audio": ModalitySpec(EncoderSpec("vit", dim=32, heads=2, patch=(8, 16)), audio, audio, "float16"),
+            "visual": ModalitySpec(EncoderSpec("vit", dim=32, heads=2, patch=(4, 4)), visual, visual, "float16"),
         }
         return DataSpec(modalities, 10)
 

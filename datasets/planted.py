@@ -46,6 +46,8 @@ class Preset:
     classes: int = 8
     tokens: int = 8
     quality: Prior = "even"
+    dim: int = 32
+    """The encoders' width."""
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -54,7 +56,7 @@ PRESETS: Mapping[str, Preset] = {
     # Only the first says anything.
     "one_sided": Preset((Channel("linear", 1.2, 2.5), Channel("linear", 0.0, 2.5))),
     # The first is learned fast, the second slowly: attention collapses onto the first.
-    "collapse": Preset((Channel("linear", 1.2, 1.5), Channel("product", 1.6, 1.0)), samples=4000, classes=10),
+    "collapse": Preset((Channel("linear", 1.2, 1.5), Channel("product", 1.6, 1.0)), samples=4000, classes=10, dim=64),
     # Where one modality is good the others are poor: what attention should follow.
     "quality": Preset((Channel("linear", 1.2, 2.5), Channel("linear", 1.2, 2.5)), quality="opposed"),
     "three": Preset((Channel("linear", 0.9, 2.5), Channel("product", 1.6, 1.0), Channel("linear", 0.6, 2.5))),
@@ -90,7 +92,7 @@ class Planted(DataSet):
         """Sequences [tokens, 16], or [tokens, 32] where the code is a product."""
         task = _task(self.settings)
         modalities = {
-            m: ModalitySpec(EncoderSpec("sequence", dim=64, depth=2, heads=4), shape, shape, "float32")
+            m: ModalitySpec(EncoderSpec("sequence", dim=task.dim, depth=2, heads=2), shape, shape, "float32")
             for m, channel in task.channels.items()
             for shape in [(task.tokens, channel.width)]
         }
@@ -161,6 +163,7 @@ class _Task:
     samples: int
     classes: int
     tokens: int
+    dim: int
     quality: Prior
     interplay: Interplay
 
@@ -189,6 +192,7 @@ def _task(settings: Planted.Settings) -> _Task:
         samples=settings.samples or preset.samples,
         classes=classes,
         tokens=settings.tokens or preset.tokens,
+        dim=preset.dim,
         quality=preset.quality,
         interplay=Interplay(settings.unique, settings.synergy),
     )

@@ -123,7 +123,10 @@ class JMT(Fusion):
     over all modalities, for rotations.
     """
 
-    paper = "Waligora et al., Joint multimodal transformer for emotion recognition in the wild, CVPR-W 2024"
+    paper = (
+        "Waligora, Aslam, Zeeshan, Belharbi, Koerich, Pedersoli, Bacon and Granger, "
+        "Joint multimodal transformer for emotion recognition in the wild, CVPR-W 2024"
+    )
     reference = "PoloWlg/Joint-Multimodal-Transformer-6th-ABAW (no licence found)"
     dead_parameters: ClassVar[Mapping[str, str]] = {
         "*.key.bias": "adds the same to every score, which a softmax does not see"
@@ -198,6 +201,5 @@ def _padded(tokens: Tokens, length: int) -> Tokens:
     missing = length - tokens.x.shape[1]
     if missing == 0:
         return tokens
-    x = F.pad(tokens.x, (0, 0, 0, missing))
-    padding = Tokens(x[:, -missing:], torch.zeros(x.shape[0], missing, dtype=torch.bool, device=x.device))
-    return concatenate([tokens, padding])
+    padding = tokens.x.new_zeros(tokens.x.shape[0], missing, tokens.x.shape[2])
+    return concatenate([tokens, Tokens(padding, padding[..., 0].bool())])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import api
-from bench.api import Batch, Capability, Output, Run, Strategy, TaskSpec, setting
+from bench.api import Batch, Capability, Output, Passes, Run, Strategy, TaskSpec, setting
 
 
 def prototype_log_probabilities(
@@ -86,6 +86,11 @@ class PMR(Strategy):
     def requires(cls, settings: Settings) -> frozenset[Capability]:
         """Prototypes are class means of features, and a modality lags behind another."""
         return frozenset({Capability.CLASSES, Capability.FEATURES, Capability.SEVERAL_MODALITIES})
+
+    @classmethod
+    def extra_passes(cls, settings: Settings, num_epochs: int) -> Passes:
+        """The sweep that prototypes are made of, every epoch."""
+        return Passes(forwards=settings.fraction * num_epochs)
 
     def epoch_start(self, run: Run) -> None:
         """Move the prototypes to the features of this epoch."""

@@ -21,6 +21,7 @@ from bench.api import (
     Action,
     Capability,
     EpochRecord,
+    Passes,
     Run,
     Strategy,
     attention_imbalance,
@@ -141,6 +142,7 @@ class RollingQ(Strategy):
     )
     reference = "GeWu-Lab/RollingQ_ICML2025 (no licence found)"
     home = "vanilla_mt"
+    rotates = True
 
     @dataclass(frozen=True)
     class Settings(api.Settings):
@@ -166,6 +168,11 @@ class RollingQ(Strategy):
     def requires(cls, settings: Settings) -> frozenset[Capability]:
         """One query that competes over the keys of several modalities."""
         return frozenset({Capability.ATTENTION_SITE, Capability.SEVERAL_MODALITIES})
+
+    @classmethod
+    def extra_passes(cls, settings: Settings, num_epochs: int) -> Passes:
+        """Every rotation takes the means over the train split: one forward pass, at most one per epoch and site."""
+        return Passes(forwards=float(min(settings.max_rotations, num_epochs)))
 
     def decide(self, history: Sequence[EpochRecord]) -> Action | None:
         """Rotate the first site whose |AIR| reaches beta and that may still be rotated.

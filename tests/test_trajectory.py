@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from bench import trajectory
+from bench.data.prepared import Prepared
 from bench.plan import TrialSpec
-from bench.trajectory import Lineage, Segment, Visit, read_outputs
-from bench.trial import _walk
+from bench.trajectory import Lineage, Segment, Visit, Walk, read_outputs
+from bench.trial import walk
 from tests.world import World, make_world
 
 ROTATES = "rollingq:beta=0:rho=1:max_rotations=2"
@@ -21,12 +22,17 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path / "world", f"vanilla_mt,{ROTATES},concat+pmr,concat+ogm,mmml")
 
 
+def walk_of(world: World, spec: TrialSpec, folder: Path) -> Walk:
+    job = world.job(spec, folder)
+    return walk(job, Prepared.open(job.prepared))
+
+
 def visits(world: World, spec: TrialSpec, folder: Path, snapshot_seconds: float = 1e9) -> list[Visit]:
     folder.mkdir(exist_ok=True)
-    walk = _walk(world.job(spec, folder))
-    walk.snapshot_seconds = snapshot_seconds
-    walk._snapshot_due = 0.0 if snapshot_seconds == 0 else walk._snapshot_due
-    return list(walk.epochs())
+    way = walk_of(world, spec, folder)
+    way.snapshot_seconds = snapshot_seconds
+    way._snapshot_due = 0.0 if snapshot_seconds == 0 else way._snapshot_due
+    return list(way.epochs())
 
 
 def outputs(folder: Path, walked: list[Visit]) -> list[dict[str, bytes]]:
@@ -66,12 +72,12 @@ def test_an_interrupted_trial_goes_on_bit_for_bit(
     undisturbed = visits(world, spec, tmp_path / "undisturbed")
     broken = tmp_path / "broken"
     broken.mkdir()
-    walk = _walk(world.job(spec, broken))
-    walk.snapshot_seconds, walk._snapshot_due = snapshot_seconds, 0.0 if snapshot_seconds == 0 else 1e18
-    first = walk.epochs()
+    way = walk_of(world, spec, broken)
+    way.snapshot_seconds, way._snapshot_due = snapshot_seconds, 0.0 if snapshot_seconds == 0 else 1e18
+    first = way.epochs()
     for _ in range(2):
         next(first)
-    del walk, first
+    del way, first
     resumed = visits(world, spec, broken, snapshot_seconds)
     assert outputs(broken, resumed) == outputs(tmp_path / "undisturbed", undisturbed)
     for v, u in zip(resumed, undisturbed, strict=True):
@@ -103,7 +109,7 @@ def test_an_epoch_without_its_outputs_is_trained_again(world: World, tmp_path: P
 def test_all_methods_of_a_seed_start_from_the_same_encoders(world: World, tmp_path: Path) -> None:
     states = {}
     for method in ("vanilla_mt", "concat+ogm", "mmml"):
-        training = _walk(world.job(spec_of(world, method), tmp_path)).start()
+        training = walk_of(world, spec_of(world, method), tmp_path).start()
         states[method] = {k: v for k, v in training.model.state_dict().items() if k.startswith("encoders.")}
     first, *rest = states.values()
     for other in rest:
@@ -121,10 +127,10 @@ def test_the_lineage_depends_on_what_acts_inside_an_epoch_and_on_nothing_else(wo
 def test_a_strategy_edited_after_it_acted_does_not_reuse_what_the_old_code_made(world: World, tmp_path: Path) -> None:
     spec = spec_of(world, "vanilla_mt+rollingq")
     visits(world, spec, tmp_path / "t")
-    walk = _walk(world.job(spec, tmp_path / "t"))
-    ((strategy, _),) = walk.strategies.values()
-    walk.strategies = {"rollingq": (strategy, "0" * 64)}
-    assert [v.trained for v in walk.epochs()] == [False, True, True]
+    way = walk_of(world, spec, tmp_path / "t")
+    ((strategy, _),) = way.strategies.values()
+    way.strategies = {"rollingq": (strategy, "0" * 64)}
+    assert [v.trained for v in way.epochs()] == [False, True, True]
 
 
 def test_a_segment_of_another_lineage_is_another_folder(tmp_path: Path) -> None:

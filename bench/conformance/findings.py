@@ -25,10 +25,12 @@ class Check:
         try:
             self.run()
         except ConformanceError as error:
-            message = str(error)
+            message = "; ".join([str(error), *getattr(error, "__notes__", ())])
         except Exception as error:
             last = "".join(traceback.format_tb(error.__traceback__)[-2:])
-            message = f"raised {type(error).__name__}: {error}\n{last}"
+            message = (
+                "; ".join([f"raised {type(error).__name__}: {error}", *getattr(error, "__notes__", ())]) + f"\n{last}"
+            )
         else:
             message = ""
         return CheckResult(self.name, not message, message, time.perf_counter() - started)

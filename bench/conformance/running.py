@@ -7,6 +7,7 @@ import fnmatch
 import inspect
 import io
 import math
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from bench.conformance.findings import expect
-from bench.conformance.world import RECIPE, SAMPLES, TOKENS, Subject, World, train
+from bench.conformance.world import RECIPE, SAMPLES, TOKENS, TWO, Subject, World, train
+from bench.streams import untouched
 from bench.train import Evaluation, Training
 
 EVERYTHING = np.arange(SAMPLES)
@@ -34,7 +36,7 @@ def documented(plugin: type[Any]) -> None:
         text = getattr(plugin, what)
         expect(
             isinstance(text, str) and bool(text.strip()),
-            f"{plugin.__name__}.{what}: expected authors, title and venue, or a source (`none` and why), found {text!r}",
+            f"{plugin.__name__}.{what}: expected authors, title and venue, or a repository, or `none`; found {text!r}",
         )
 
 
@@ -51,7 +53,7 @@ def gradients(subject: Subject, world: World) -> None:
         if listed is None:
             expect(
                 value > ALIVE,
-                f"parameter {name} of {subject.fusion.__name__} got no gradient within 3 steps (largest value {value}); "
+                f"parameter {name} of {subject.fusion.__name__} got no gradient within 3 steps (at most {value:.3g}); "
                 "use it, remove it, or list it in dead_parameters with the reason",
             )
         else:
@@ -65,7 +67,7 @@ def gradients(subject: Subject, world: World) -> None:
 @contextmanager
 def largest_gradients(model: nn.Module) -> Iterator[dict[str, float]]:
     """The largest absolute gradient every trainable parameter had at any optimizer step inside this context."""
-    largest = {name: 0.0 for name, p in model.named_parameters() if p.requires_grad}
+    largest = {name: 0.0 for name, p in model.named_parameters() if p.requires_grad and p.numel()}
 
     def look(*_: Any) -> None:
         for name, p in model.named_parameters():
@@ -106,38 +108,54 @@ def parameters_accounted(subject: Subject) -> None:
 
 def same_again(subject: Subject) -> None:
     """The same seed trains to the same losses and logits, whatever else draws random numbers."""
-    first, second = subject.training(World(TOKENS)), subject.training(World(TOKENS))
-    losses = [record.losses for record in train(first)]
-    torch.manual_seed(999)
-    np.random.seed(999)
-    again = [record.losses for record in train(second)]
+    first, second = subject.training(World(TWO)), subject.training(World(TWO))
+    with global_randomness(1):
+        losses = [record.losses for record in train(first)]
+    with global_randomness(2):
+        again = [record.losses for record in train(second)]
     expect(losses == again, f"two trainings with one seed differ: losses {losses} and then {again}")
     compare(first.evaluate(EVERYTHING), second.evaluate(EVERYTHING), "two trainings with one seed", 0.0)
 
 
-def evaluation(subject: Subject) -> None:
+@contextmanager
+def global_randomness(seed: int) -> Iterator[None]:
+    """The global generators of Python, numpy and torch at a seed; their states come back afterwards."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with untouched():
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def evaluates(subject: Subject) -> None:
     """Evaluation gives the same outputs twice, by any batch size, and training does not notice it."""
-    training, untouched = subject.training(World(TOKENS)), subject.training(World(TOKENS))
+    training, untouched = subject.training(World(TWO)), subject.training(World(TWO))
     train(training, 0, 1)
     train(untouched, 0, 1)
     first = training.evaluate(EVERYTHING)
     compare(first, training.evaluate(EVERYTHING), "two evaluations", 0.0)
-    for size in (1, 7):
+    for size, count in ((1, 8), (7, SAMPLES)):
         training.recipe = dataclasses.replace(RECIPE, eval_batch_size=size)
-        compare(first, training.evaluate(EVERYTHING), f"batches of {SAMPLES} and of {size} samples", TOLERANCE)
+        some = training.evaluate(EVERYTHING[:count])
+        compare(_first(first, count), some, f"batches of {SAMPLES} and of {size} samples", TOLERANCE)
+    training.recipe = RECIPE
     backwards = training.evaluate(EVERYTHING[::-1].copy())
     expect(
         bool(np.allclose(first.logits, backwards.logits[::-1], atol=TOLERANCE, rtol=TOLERANCE)),
         "logits of a sample depend on the order of the samples",
     )
-    training.recipe = RECIPE
     after, plain = training.train(1).losses, untouched.train(1).losses
     expect(after == plain, f"evaluating between two epochs changes the second: losses {plain} become {after}")
 
 
 def restored(subject: Subject) -> None:
     """A state that is saved, read weights-only and loaded gives the same logits and the same further training."""
-    world = World(TOKENS)
+    world = World(TWO)
     training, fresh = subject.training(world), subject.training(world, seed=1)
     fresh.seed = training.seed  # another initialisation, but the same streams from here on
     train(training)
@@ -151,9 +169,9 @@ def restored(subject: Subject) -> None:
     compare(training.evaluate(EVERYTHING), fresh.evaluate(EVERYTHING), "going on and going on from a file", 0.0)
 
 
-def finite_losses(training: Training, where: str) -> None:
-    """Two epochs train and every loss is a finite number."""
-    for record in train(training):
+def finite_losses(training: Training, where: str, epochs: int = 1) -> None:
+    """Epochs of three steps train and every loss is a finite number."""
+    for record in train(training, 0, epochs):
         expect(bool(record.losses), f"{where}: no loss term was reported in epoch {record.epoch}")
         for name, value in record.losses.items():
             expect(math.isfinite(value), f"{where}: {name} = {value} in epoch {record.epoch}")
@@ -170,6 +188,11 @@ def compare(one: Evaluation, other: Evaluation, what: str, tolerance: float) -> 
             bool(np.allclose(a, b, atol=tolerance, rtol=tolerance)),
             f"{what}: {name} differ by up to {worst:.3g}, allowed {tolerance}",
         )
+
+
+def _first(evaluation: Evaluation, count: int) -> Evaluation:
+    unimodal = {m: x[:count] for m, x in evaluation.unimodal.items()}
+    return Evaluation(evaluation.logits[:count], unimodal, {m: x[:count] for m, x in evaluation.mass.items()})
 
 
 def listed(items: Iterable[object]) -> str:

@@ -16,8 +16,8 @@ def well_formed(kind: type[Any]) -> None:
     """A frozen dataclass whose defaults, neutral values and search ranges lie in what each field allows."""
     what = f"{kind.__module__}.{kind.__qualname__}"
     expect(issubclass(kind, Settings), f"{what}: expected a subclass of bench.api.Settings")
-    frozen = dataclasses.is_dataclass(kind) and kind.__dict__.get("__dataclass_params__", None)
-    expect(bool(frozen) and frozen.frozen, f"{what}: expected @dataclass(frozen=True) on the class itself")
+    own = vars(kind).get("__dataclass_params__")  # an inherited one knows none of the fields written here
+    expect(own is not None and own.frozen, f"{what}: expected @dataclass(frozen=True) on the class itself")
     for field in dataclasses.fields(kind):
         at = f"{what}.{field.name}"
         expect(field.default is not dataclasses.MISSING, f"{at}: expected a default value, found none")
@@ -33,8 +33,8 @@ def well_formed(kind: type[Any]) -> None:
                 names.fill(kind, {field.name: end}, f"{what} (search range)")
 
 
-def variants(settings: Any) -> Iterator[Any]:
-    """The settings, and the same with one field at another choice, at its other truth value or at its lower bound."""
+def variants(settings: Any, bounds: bool = True) -> Iterator[Any]:
+    """The settings, and the same with one field at another choice or truth value, or (`bounds`) at its lower bound."""
     yield settings
     types = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -44,7 +44,7 @@ def variants(settings: Any) -> Iterator[Any]:
             values += typing.get_args(kind)
         elif kind is bool:
             values += [False, True]
-        elif about.low is not None and not about.place:
+        elif bounds and about.low is not None and not about.place:
             values.append(kind(about.low) if kind in (int, float) else about.low)
         now = getattr(settings, field.name)
         for value in dict.fromkeys(v for v in values if v != now):

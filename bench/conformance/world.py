@@ -21,9 +21,7 @@ from bench.train import Training
 SAMPLES, CLASSES = 48, 3
 SPECS: Mapping[str, ModalitySpec] = {
     "text": ModalitySpec(EncoderSpec("sequence", dim=32, depth=1, heads=2), (6, 5), (6, 5), "float32", masked=True),
-    "visual": ModalitySpec(
-        EncoderSpec("vit", dim=32, depth=1, heads=2, patch=(4, 4)), (1, 8, 8), (1, 8, 8), "float32"
-    ),
+    "visual": ModalitySpec(EncoderSpec("vit", dim=32, depth=1, heads=2, patch=(4, 4)), (1, 8, 8), (1, 8, 8), "float32"),
     "sensor": ModalitySpec(EncoderSpec("vector", dim=32, depth=1), (7,), (7,), "float32"),
     "motion": ModalitySpec(EncoderSpec("sequence", dim=32, depth=1, heads=2), (4, 5), (4, 5), "float32"),
 }

@@ -6,6 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -165,6 +166,14 @@ class Run(ABC):
         """An optimizer of the main one's kind and hyperparameters for other parameters."""
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Forward and backward passes per train sample, over a whole training; a pass over half of them is 0.5."""
+
+    forwards: float = 0.0
+    backwards: float = 0.0
+
+
 class Strategy(Plugin):
     """How training is steered. Override the hooks you need; `owns` those you replace."""
 
@@ -172,6 +181,13 @@ class Strategy(Plugin):
     """The method text this strategy stands on when it is named alone."""
     owns: ClassVar[frozenset[str]] = frozenset()
     """Of `joint`, `backward`, `step`, `epoch`: exclusive in a composition."""
+    rotates: ClassVar[bool] = False
+    """Whether it may rotate an attention site: its cost then counts a dim x dim map at every site."""
+
+    @classmethod
+    def extra_passes(cls, settings: Any, num_epochs: int) -> Passes:
+        """The most it adds to the one forward and one backward per epoch that every method makes."""
+        return Passes()
 
     def __init__(self, settings: Any, task: TaskSpec) -> None:
         self.settings = settings

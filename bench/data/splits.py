@@ -88,7 +88,7 @@ def _official(index: pd.DataFrame, kind: str) -> np.ndarray:
     """The split of every sample, empty strings where there is none at all."""
     listed = kind == "published" and "published_split" in index.columns
     split = index["published_split" if listed else "split"].fillna("").to_numpy(dtype=str)
-    strange = sorted(set(split) - {*SPLITS, ""})
+    strange = sorted(set(split.tolist()) - {*SPLITS, ""})
     if strange:
         raise DataError(f"unknown split {strange[0]!r}; allowed: train, val, test")
     empty = split == ""

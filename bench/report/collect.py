@@ -9,22 +9,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from bench import names, plugins, scoring, stats
+from bench import names, scoring, stats
 from bench.api import Derived
 from bench.cost import Cost
+from bench.recipes import NOT_IN_ID, RECIPES
 from bench.scoring import Truth
 from bench.stats import Interval, Sizes
 from bench.store import Store, read_json, write_json
+from bench.sweep import FindTruth
 from bench.trajectory import record_from_json
-
-Truths = Callable[[Mapping[str, Any]], Truth | None]
-"""The targets behind a trial, from its record (with its `split`); None where the data set is not there."""
 
 SELECTION = {
     "honest": "best val epoch, test scored once after selection",
@@ -102,7 +101,7 @@ class _Group:
     test: Mapping[str, float] | None
 
 
-def collect(store: Store, request: Mapping[str, Any], truths: Truths | None = None) -> list[Cell]:
+def collect(store: Store, request: Mapping[str, Any], truths: FindTruth | None = None) -> list[Cell]:
     """A cell for every row of a request (`Store.latest_sweep`), in its order."""
     scorer = _Scorer(store, truths)
     return [_cell(store, row, scorer) for row in request["rows"]]
@@ -128,8 +127,8 @@ def _cell(store: Store, row: Mapping[str, Any], scorer: _Scorer) -> Cell:
     groups = []
     for group in row["groups"]:
         if all(store.has(trial) for trial in group["trials"]):
-            trials = tuple(_Trial.read(store, trial) for trial in group["trials"])
-            groups.append(_Group(group["fold"], group["seed"], trials, scorer.test(row, trials)))
+            parts = tuple(_Trial.read(store, trial) for trial in group["trials"])
+            groups.append(_Group(group["fold"], group["seed"], parts, scorer.test(row, parts)))
     if not groups:
         return dataclasses.replace(cell, note=_note(cell, row, 0, 0))
     scored = [(group, group.test[cell.metric]) for group in groups if group.test is not None]
@@ -183,7 +182,7 @@ def _interval(cell: Cell, scored: Sequence[tuple[_Group, float]]) -> Interval:
 class _Scorer:
     """Test scores of a row's group: those stored with the trial, or worked out once from stored logits and kept."""
 
-    def __init__(self, store: Store, truths: Truths | None) -> None:
+    def __init__(self, store: Store, truths: FindTruth | None) -> None:
         self.store, self.truths = store, truths
         self.folder = store.folder / "derived"
 
@@ -203,9 +202,7 @@ class _Scorer:
         if file.is_file():
             kept: Mapping[str, float] = read_json(file)["test"]
             return kept
-        truth = None
-        if self.truths is not None:
-            truth = self.truths({**trials[0].record, "split": trials[0].spec["split"]})
+        truth = None if self.truths is None else self.truths(trials[0].spec)
         if truth is None:
             return None
         epochs, logits = zip(*(self._selected(row, trial, truth) for trial in trials), strict=True)
@@ -226,7 +223,7 @@ class _Scorer:
 
 def _combined(text: str, logits: Sequence[np.ndarray], truth: Truth) -> np.ndarray:
     part = names.resolve_part("methods", text, {})
-    plugin: Derived = part.plugin(part.settings) if part.plugin.__init__ is not object.__init__ else part.plugin()
+    plugin: Derived = part.plugin(part.settings)
     return plugin.combine(logits, truth.kind)
 
 
@@ -242,9 +239,53 @@ def _failures(store: Store, row: Mapping[str, Any]) -> dict[str, str]:
 def _note(cell: Cell, row: Mapping[str, Any], finished: int, scored: int) -> str:
     notes = []
     if finished < cell.wanted:
-        causes = "".join(f"; failed: {', '.join(sorted(set(cell.failures.values())))}" for _ in range(1) if cell.failures)
-        notes.append(f"{finished} of {cell.wanted} finished{causes}")
+        notes.append(f"{finished} of {cell.wanted} finished")
+    if cell.failures:
+        notes.append(f"failed: {', '.join(sorted(set(cell.failures.values())))}")
     if scored < finished:
         why = "a derived row" if row["derived"] else "an epoch chosen on test"
-        notes.append(f"{finished - scored} not scored: {why} takes the data set's targets once")
+        notes.append(f"{finished - scored} not scored: {why} takes the targets, and the data set is not prepared here")
     return "; ".join(notes)
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    """The recipe's name, and every field of it that differs."""
+    base = dataclasses.asdict(RECIPES[recipe["name"]]) if recipe["name"] in RECIPES else {}
+    changed = [f"{k}={v}" for k, v in recipe.items() if k not in NOT_IN_ID | {"epochs"} and base.get(k, v) != v]
+    return ", ".join([recipe["name"], f"{recipe['epochs']} epochs", *changed])
+
+
+def _cost(groups: Sequence[_Group]) -> dict[str, float]:
+    """Means over groups of the sums over a group's trials; a value that one trial lacks is left out."""
+    by_group = []
+    for group in groups:
+        each = [_trial_cost(trial.record) for trial in group.trials]
+        shared = set.intersection(*(set(one) for one in each))
+        by_group.append({name: float(sum(one[name] for one in each)) for name in each[0] if name in shared})
+    return _means(by_group)
+
+
+def _trial_cost(record: Mapping[str, Any]) -> dict[str, float]:
+    cost = {"step_ms": 1000 * record["train_seconds"] / record["steps"]}
+    if record["cost"]:
+        cost |= {**record["cost"], "published_gflops": Cost(**record["cost"]).published_gflops}
+    return cost
+
+
+def _air(trial: _Trial) -> float | None:
+    """AIR after the stored epoch; the mean over sites where a fusion has several."""
+    epoch = record_from_json(trial.record["epochs"][trial.record["selected_epoch"]])
+    return _mean([site.air for site in epoch.sites.values()])
+
+
+def _means(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every value that all have."""
+    return {name: float(np.mean([one[name] for one in each])) for name in each[0] if all(name in one for one in each)}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _shown(metric: str, value: float) -> float:
+    return 100 * value if metric in PERCENT else value

@@ -85,26 +85,38 @@ def test_several_processes_write_the_same_bytes(tmp_path: Path) -> None:
     assert done[-1] == (60, 60)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_preparation_is_gone_on_with(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = {"count": 30, "seconds": 0.02}
+def test_a_killed_preparation_leaves_no_process_behind_and_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = {"count": 60, "seconds": 0.05}
     script = (
-        "import sys; from pathlib import Path; from bench.data import reading; reading.CHUNK_ITEMS = 2\n"
+        "import os, sys; from pathlib import Path; from bench.data import reading; reading.CHUNK_ITEMS = 2\n"
         "from small_set import Small; from bench.data.prepared import prepare\n"
+        "class Told(Small):\n"
+        "    def read(self, root, modality, key):\n"
+        "        Path(sys.argv[1], f'pid{os.getpid()}').touch()\n"
+        "        return super().read(root, modality, key)\n"
         "if __name__ == '__main__':\n"
-        f"    slow = Small(Small.Settings(**{slow}))\n"
-        f"    prepare('small', slow, 'c0de', Path('raw'), Path(sys.argv[1]), workers={workers})"
+        f"    told = Told(Told.Settings(**{slow}))\n"
+        "    prepare('small', told, 'c0de', Path('raw'), Path(sys.argv[1], 'store'), workers=2)"
     )
     (tmp_path / "script.py").write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path / "store")], env=environment)
+    child = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path)], env=environment)
     journal = ""
-    while child.poll() is None and journal.count("[[") + journal.count('["') < 4:
+    while child.poll() is None and journal.count("audio") < 4:
         time.sleep(0.01)
         journal = "".join(p.read_text() for p in (tmp_path / "store").glob(".*.partial/journal.jsonl"))
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not list((tmp_path / "store").glob("small-*")), "it was complete before it was killed"
+    workers = [int(p.name.removeprefix("pid")) for p in tmp_path.glob("pid*")]
+    assert workers
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.02)
+
     read: list[str] = []
     original = Small.read
 
@@ -113,37 +125,12 @@ def test_a_killed_preparation_is_gone_on_with(tmp_path: Path, workers: int, monk
         return original(self, root, modality, key)
 
     monkeypatch.setattr(Small, "read", counted)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     resumed = prepare("small", small(**slow), "c0de", Path("raw"), tmp_path / "store")
-    assert 0 < len(read) < 45
+    assert 0 < len(read) <= 90 - 8
     whole = prepare("small", small(**slow), "c0de", Path("raw"), tmp_path / "whole")
     assert contents(resumed.folder) == contents(whole.folder)
     assert resumed.fingerprint == whole.fingerprint
-
-
-def test_workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from bench.data import reading; reading.CHUNK_ITEMS = 1\n"
-        "import os; from small_set import Small; from bench.data.prepared import prepare\n"
-        "class Told(Small):\n"
-        "    def read(self, root, modality, key):\n"
-        "        Path(sys.argv[1], f'pid{os.getpid()}').touch()\n"
-        "        return super().read(root, modality, key)\n"
-        "if __name__ == '__main__':\n"
-        "    prepare('small', Told(Small.Settings(seconds=0.05)), 'c0de', Path('raw'), Path(sys.argv[1]), workers=2)"
-    )
-    (tmp_path / "script.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path)], env=environment)
-    while child.poll() is None and not list(tmp_path.glob("pid*")):
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    workers = [int(p.name.removeprefix("pid")) for p in tmp_path.glob("pid*")]
-    assert workers
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline, "a worker outlived its parent"
-        time.sleep(0.02)
 
 
 def test_unreadable_sources_are_named_and_refused(tmp_path: Path) -> None:
