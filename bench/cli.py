@@ -56,6 +56,7 @@ def main() -> NoReturn:
     # Libraries that would call home, or wait a minute for a hub that is not there.
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "true")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to stderr
     try:
         app()
     except BenchError as error:
@@ -192,6 +193,50 @@ def report(
         print(f"{built.markdown}\n\ntables: {store.folder / 'tables'}")
 
 
+@app.command()
+def cost(
+    methods: Methods = None,
+    datasets: Datasets = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="table4: the published rows of RollingQ's Table 4.")
+    ] = None,
+    measure_latency: Annotated[
+        bool, typer.Option("--latency", help="Also time a forward pass and a step here.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="For --latency.")] = 1,
+    assign: Assign = None,
+    data_root: DataRoot = None,
+    config: ConfigFile = None,
+    format: Format = "text",
+) -> None:
+    """Parameters and GFLOPs, as papers print them and as they are. Needs no data."""
+    from bench.cost import table4
+    from bench.errors import RequestError
+    from bench.report.costs import COLUMNS, costs
+
+    place = _workplace(config, None, data_root, None, {"methods": methods, "datasets": datasets}, assign)
+    if preset not in (None, "table4"):
+        raise RequestError(f"--preset {preset}: unknown preset; known: table4")
+    rows = table4() if preset else costs(place.config, place.data_root, measure_latency, batch_size)
+    if format == "json":
+        _print_json(rows)
+        return
+    if preset:
+        shown = [key for key in rows[0] if key != "note"]
+        _table([key.replace("_", " ") for key in shown], [[_short(row[key]) for key in shown] for row in rows])
+        print("\n" + "\n".join(f"{row['method']}: {row['note']}" for row in rows))
+        return
+    counted = [row for row in rows if "reason" not in row]
+    _table(list(COLUMNS.values()), [[_short(row[key]) for key in COLUMNS] for row in counted])
+    if measure_latency:
+        keys = ("forward_ms", "step_ms", "forward_peak_mib", "step_peak_mib")
+        lines = [[row["dataset"], row["label"], *(_short(row["latency"][key]) for key in keys)] for row in counted]
+        _table(["data set", "method", *(key.replace("_", " ") for key in keys)], lines)
+    for row in rows:
+        if "reason" in row:
+            print(f"left out: {row['label']} on {row['dataset']}: {row['reason']}")
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="methods, datasets or all.")] = "all",
@@ -242,17 +287,18 @@ def status(results: Results = None, config: ConfigFile = None, format: Format = 
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="A method or a data set.")],
+    name: Annotated[str, typer.Argument(help="A method or a data set, with settings if wanted.")],
+    data_root: DataRoot = None,
     config: ConfigFile = None,
     format: Format = "text",
 ) -> None:
     """The contract tests for one plugin, also somebody else's."""
-    from bench import plugins
+    from bench import names, plugins
     from bench.conformance import check as conform
 
-    _workplace(config, None, None, None, {}, None)
-    group: plugins.Group = "datasets" if name in plugins.names("datasets") else "methods"
-    outcomes = conform(group, name)
+    place = _workplace(config, None, data_root, None, {}, None)
+    is_dataset = names.split_settings(name)[0] in plugins.names("datasets")
+    outcomes = conform("datasets" if is_dataset else "methods", name, place.data_root)
     if format == "json":
         _print_json([{"check": o.name, "ok": o.ok, "message": o.message, "seconds": o.seconds} for o in outcomes])
     else:
@@ -435,6 +481,16 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _short(value: Any) -> str:
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and abs(value) < 100
+        else f"{value:.2f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _say(quiet: bool, *lines: str) -> None:

@@ -9,13 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from bench.api import Kind
 from bench.data.prepared import Prepared
 from bench.data.splits import split_positions
 
-MAXIMISED = {"accuracy": True, "macro_f1": True, "mae": False, "pearson": True}
+MAXIMISED = {
+    "accuracy": True,
+    "macro_f1": True,
+    "mae": False,
+    "pearson": True,
+    "acc2": True,
+    "f1": True,
+    "acc2_nonzero": True,
+    "f1_nonzero": True,
+    "acc7": True,
+}
 """Every metric and whether more is better."""
 
 
@@ -26,6 +36,7 @@ class Truth:
     targets: Mapping[str, np.ndarray]  # split -> [sample]
     kind: Kind
     metric: str
+    scale: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, prepared: Prepared, split: str, fold: int) -> Truth:
@@ -33,14 +44,14 @@ class Truth:
         targets = prepared.targets()
         positions = split_positions(prepared.index, fold=fold, kind=split)
         by_split = {name: targets[where] for name, where in positions.items()}
-        return cls(by_split, prepared.spec.kind, prepared.spec.metric)
+        return cls(by_split, prepared.spec.kind, prepared.spec.metric, prepared.spec.scale)
 
     def score(self, split: str, logits: np.ndarray) -> dict[str, float]:
         """Every metric of the task for the logits of a whole split."""
         target = self.targets[split]
         if len(target) != len(logits):
             raise ValueError(f"{split} has {len(target)} samples and {len(logits)} were scored")
-        return score(logits, target, self.kind)
+        return score(logits, target, self.kind, self.scale)
 
     def best_epoch(self, logits_by_epoch: Sequence[np.ndarray]) -> int:
         """The first epoch with the best val score in the metric of record; the last epoch where there is no val."""
@@ -50,16 +61,52 @@ class Truth:
 
 
 def score(
-    logits: Float[np.ndarray, "sample outputs"], target: Shaped[np.ndarray, " sample"], kind: Kind
+    logits: Float[np.ndarray, "sample outputs"],
+    target: Shaped[np.ndarray, " sample"],
+    kind: Kind,
+    scale: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """Accuracy and macro-F1 for classes; mean absolute error and Pearson correlation for regression."""
+    """Accuracy and macro-F1 for classes; mean absolute error and Pearson correlation for regression.
+
+    On a sentiment scale also Acc-2 and F1 for negative against the rest, the same for negative against positive over
+    the targets that are not 0, and Acc-7: value and target clipped to the scale and rounded to whole numbers.
+    """
     if kind == "classes":
         predicted = logits.argmax(axis=1)
         return {
             "accuracy": float((predicted == target).mean()),
             "macro_f1": macro_f1(predicted, target, logits.shape[1]),
         }
-    return {"mae": float(np.abs(logits[:, 0] - target).mean()), "pearson": pearson(logits[:, 0], target)}
+    value = logits[:, 0]
+    errors = {"mae": float(np.abs(value - target).mean()), "pearson": pearson(value, target)}
+    return errors if scale is None else {**errors, **sentiment(value, target, scale)}
+
+
+def sentiment(
+    value: Float[np.ndarray, " sample"], target: Float[np.ndarray, " sample"], scale: tuple[float, float]
+) -> dict[str, float]:
+    """The further scores of CMU-MOSI and CMU-MOSEI; those without 0 only where a target is not 0."""
+    steps, true_steps = (np.rint(np.clip(x, *scale)) for x in (value, target))
+    scores = {
+        "acc2": float(((value >= 0) == (target >= 0)).mean()),
+        "f1": weighted_f1(value >= 0, target >= 0),
+        "acc7": float((steps == true_steps).mean()),
+    }
+    polar = target != 0
+    if polar.any():
+        positive, truth = value[polar] > 0, target[polar] > 0
+        scores |= {"acc2_nonzero": float((positive == truth).mean()), "f1_nonzero": weighted_f1(positive, truth)}
+    return scores
+
+
+def weighted_f1(predicted: Bool[np.ndarray, " sample"], target: Bool[np.ndarray, " sample"]) -> float:
+    """The mean of both classes' F1, weighted by how often each is the target."""
+    total = 0.0
+    for side in (False, True):
+        hits = int(((predicted == side) & (target == side)).sum())
+        marked = int((predicted == side).sum()) + int((target == side).sum())
+        total += 2 * hits / max(marked, 1) * float((target == side).mean())
+    return total
 
 
 def macro_f1(predicted: Int[np.ndarray, " sample"], target: Int[np.ndarray, " sample"], num_classes: int) -> float:

@@ -11,7 +11,7 @@ import wave
 import zipfile
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from bench import api
 from bench.api import DataError, DataSet, DataSpec, EncoderSpec, Item, ModalitySpec, Sample, setting
+from bench.data.download import content_md5, fetch
 from bench.data.spectrogram import log_mel, standardised
 
 FILES = {  # MD5 of the content: the .gz around it differs between mirrors
@@ -29,6 +30,11 @@ FILES = {  # MD5 of the content: the .gz around it differs between mirrors
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist")
+COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
+SPEECH = f"https://github.com/Jakobovski/free-spoken-digit-dataset/archive/{COMMIT}.zip"
+SPOKEN = "ec93f09bf1b2425ba65e70b40558d45d"
+"""MD5 over the MD5s of the recordings in the order of their names: archives of one commit differ in their bytes."""
 LARGEST = 64 << 20
 """Bytes of content: what is longer is no MNIST file, nor is a recording of more than 1 MiB one."""
 SPLITS: dict[Literal["train", "val", "test"], tuple[str, int, int, range]] = {
@@ -72,13 +78,27 @@ class AVMNIST(DataSet):
         folder = _folder(root)
         for name in FILES:
             if not any((folder / f"{name}{ending}").is_file() for ending in ("", ".gz")):
-                return f"av_mnist: no {name}.gz in {folder}; put MNIST's four files there"
+                return (
+                    f"av_mnist: no {name}.gz in {folder}; put MNIST's four files there, or name av_mnist to fetch them"
+                )
         if _recordings(folder) is None:
             return (
                 f"av_mnist: no free-spoken-digit-dataset*.zip and no folder recordings/ in {folder}; "
                 "put the archive of github.com/Jakobovski/free-spoken-digit-dataset there"
             )
         return None
+
+    def fetch(self, root: Path) -> None:
+        """MNIST from its mirrors and the recordings from GitHub, 27 MB, into `av_mnist/` or where some of it lies."""
+        known = _folder(root)
+        begun = _recordings(known) is not None or any((known / f"{n}{e}").is_file() for n in FILES for e in ("", ".gz"))
+        folder = known if begun else root / "av_mnist"
+        for name, md5 in FILES.items():
+            if not (folder / name).is_file():
+                addresses = [f"{mirror}/{name}.gz" for mirror in MIRRORS]
+                fetch(addresses, folder / f"{name}.gz", LARGEST, partial(_not_mnist, md5))
+        if _recordings(folder) is None:
+            fetch([SPEECH], folder / f"free-spoken-digit-dataset-{COMMIT[:7]}.zip", LARGEST, _not_speech)
 
     def describe(self, root: Path) -> DataSpec:
         """Log-mel spectrograms [1, 40, 63] and images [1, 28, 28]."""
@@ -146,6 +166,27 @@ class _Clip:
     @property
     def text(self) -> str:
         return f"{self.digit}_{self.speaker}_{self.take}"
+
+
+def _not_mnist(md5: str, file: Path) -> str:
+    found = content_md5(file, LARGEST)
+    return "" if found == md5 else f"the content has MD5 {found or '(unreadable)'} instead of {md5}"
+
+
+def _not_speech(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = {
+                m.group(0).rpartition("/")[2]: e for e in archive.infolist() if (m := RECORDING.search(e.filename))
+            }
+            if any(entry.file_size > 1 << 20 for entry in found.values()):
+                return "a recording is longer than 1 MiB"
+            for _, entry in sorted(found.items()):
+                digest.update(hashlib.md5(archive.read(entry), usedforsecurity=False).digest())
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return f"no archive ({error})"
+    return "" if digest.hexdigest() == SPOKEN else f"{len(found)} recordings have MD5 {digest.hexdigest()} not {SPOKEN}"
 
 
 def _folder(root: Path) -> Path:

@@ -54,6 +54,8 @@ class DataSpec:
     metric: str = "accuracy"
     class_names: tuple[str, ...] = ()
     """What each class is called in the source, in order; empty where that is nothing but its number."""
+    scale: tuple[float, float] | None = None
+    """The ends of a sentiment scale around 0, for regression: it is then also scored as Acc-2, Acc-7 and F1."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class DataSet(ABC):
     """Whether it needs no files."""
     listed: ClassVar[bool] = True
     """Whether `--datasets all` includes it."""
+    tolerated_loss: ClassVar[float] = 0.01
+    """The share of samples that may be lost to missing or unreadable sources before preparing is refused."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -119,8 +123,19 @@ class DataSet(ABC):
         """None if its raw files are there; else what is missing and what would mend it."""
         return None
 
+    def fetch(self, root: Path) -> None:
+        """Downloads the raw files that are missing into `root`, where a public source has them; else does nothing.
+
+        DataError, within seconds, if the source cannot be reached or gives something else.
+        """
+        return
+
     def raw_key(self, root: Path) -> str:
         """Identifies the content of raw files that a user may edit in place; a new key prepares them again."""
+        return ""
+
+    def group_of(self, sample_id: str) -> str:
+        """The group that an id names by itself; empty where it names none."""
         return ""
 
     @abstractmethod

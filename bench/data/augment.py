@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -21,6 +23,40 @@ def random_crop(
     sample = torch.arange(len(images), device=images.device)
     cropped = padded.permute(0, 2, 3, 1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
     return cropped.permute(0, 3, 1, 2).reshape(images.shape)
+
+
+def random_resized_crop(
+    images: Float[Tensor, "batch *channels height width"],
+    size: int,
+    generator: Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Float[Tensor, "batch *channels size size"]:
+    """A random box of each image (the same of all frames of a clip), resized to size x size.
+
+    `scale` is the box's share of the area and `ratio` its width over its height, drawn evenly on a logarithmic
+    scale; the first of ten boxes that fits counts, else the whole image.
+    """
+    height, width = images.shape[-2:]
+    share, shape, down, along = (_uniform(10 * len(images), images, generator).view(-1, 10) for _ in range(4))
+    area = height * width * (scale[0] + share * (scale[1] - scale[0]))  # [B, 10]
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = (low + shape * (high - low)).exp()
+    tall, wide = (area / aspect).sqrt(), (area * aspect).sqrt()
+    fits = (tall <= height) & (wide <= width)
+    first = fits.int().argmax(dim=1, keepdim=True)  # [B, 1]
+    whole = ~fits.gather(1, first)
+    tall = tall.gather(1, first).masked_fill(whole, height)
+    wide = wide.gather(1, first).masked_fill(whole, width)
+    top, left = down[:, :1] * (height - tall), along[:, :1] * (width - wide)
+    steps = (torch.arange(size, device=images.device) + 0.5) / size
+    rows = 2 * (top + steps * tall) / height - 1  # [B, size], -1 and 1 are the outer edges
+    columns = 2 * (left + steps * wide) / width - 1
+    square = (len(images), size, size)
+    grid = torch.stack([columns[:, None, :].expand(square), rows[:, :, None].expand(square)], dim=-1)
+    flat = images.flatten(1, -3)  # [B, C x frames, H, W]
+    resized = F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return resized.reshape(*images.shape[:-2], size, size)
 
 
 def horizontal_flip(

@@ -34,8 +34,8 @@ from bench.data.manifest import (
 
 REQUEST = "request.json"
 
-TOLERATED = 0.01
-"""The share of samples that may be lost to unreadable sources before a set that is not embedded is refused."""
+LEFT_OUT = "left_out.csv"
+"""Which samples of a prepared set are missing, and why."""
 
 
 def fill(
@@ -66,6 +66,7 @@ def fill(
         index = _index(kept, sources)
         np.save(partial / TARGETS, _targets(name, spec, kept))
         index.to_parquet(partial / INDEX, index=False)
+        _left_out(samples, unreadable).to_csv(partial / LEFT_OUT, index=False)
         for leftover in (reading.JOURNAL, REQUEST):
             (partial / leftover).unlink()
         _write_manifest(partial, name, dataset, code, spec, index, len(samples), unreadable)
@@ -123,6 +124,17 @@ def _readable(samples: Sequence[Sample], unreadable: Sequence[reading.Unreadable
     return [s for s in samples if not any((m, key) in bad for m, key in s.sources.items())]
 
 
+def _left_out(samples: Sequence[Sample], unreadable: Sequence[reading.Unreadable]) -> pd.DataFrame:
+    reasons = {(u.modality, u.key): u.reason for u in unreadable}
+    lost = [
+        {"sample_id": s.id, "split": s.split, "modality": m, "source": key, "reason": reasons[m, key]}
+        for s in samples
+        for m, key in s.sources.items()
+        if (m, key) in reasons
+    ]
+    return pd.DataFrame(lost, columns=["sample_id", "split", "modality", "source", "reason"])
+
+
 def _judge(
     name: str,
     dataset: DataSet,
@@ -132,7 +144,7 @@ def _judge(
     allow_missing: bool,
 ) -> None:
     lost = len(samples) - len(kept)
-    tolerated = 0 if dataset.embedded else int(TOLERATED * len(samples))
+    tolerated = 0 if dataset.embedded else int(dataset.tolerated_loss * len(samples))
     if kept and (allow_missing or lost <= tolerated):
         return
     first = "\n".join(f"  {u.modality} {u.key}: {u.reason}" for u in unreadable[:5])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench import names
 from bench.api import DataError, DataSet, DataSpec, EncoderSpec, ModalitySpec
 
 PREPARED_VERSION = 1
@@ -22,7 +23,10 @@ MANIFEST, INDEX, TARGETS = "manifest.json", "index.parquet", "targets.npy"
 
 def folder_of(name: str, dataset: DataSet, code: str, root: Path, store: Path) -> Path:
     """Where a data set with these settings, this code and these raw files is kept."""
-    key = [PREPARED_VERSION, name, settings_of(dataset), code, spec_to_json(dataset.describe(root))]
+    settings = settings_of(dataset)
+    if settings:
+        settings = {k: v for k, v in settings.items() if k not in names.places(dataset.settings)}
+    key = [PREPARED_VERSION, name, settings, code, spec_to_json(dataset.describe(root))]
     text = json.dumps([*key, dataset.raw_key(root)], sort_keys=True, default=str)
     return store / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -65,13 +69,16 @@ def spec_to_json(spec: DataSpec) -> dict[str, Any]:
     """A specification as plain values, modalities in order."""
     plain = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
     modalities = [[m, dataclasses.asdict(modality)] for m, modality in spec.modalities.items()]
+    if spec.scale is None:  # left out, so that fingerprints are those of sets prepared before there were scales
+        del plain["scale"]
     return {**plain, "modalities": modalities, "class_names": list(spec.class_names)}
 
 
 def spec_from_json(plain: Mapping[str, Any]) -> DataSpec:
     """The specification that `spec_to_json` wrote."""
     modalities = {m: _modality_from_json(modality) for m, modality in plain["modalities"]}
-    return DataSpec(**{**plain, "modalities": modalities, "class_names": tuple(plain["class_names"])})
+    scale = tuple(plain["scale"]) if "scale" in plain else None
+    return DataSpec(**{**plain, "modalities": modalities, "class_names": tuple(plain["class_names"]), "scale": scale})
 
 
 def _modality_from_json(plain: Mapping[str, Any]) -> ModalitySpec:

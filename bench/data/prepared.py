@@ -92,8 +92,11 @@ class Prepared:
 
 
 def find(name: str, dataset: DataSet, code: str, root: Path, store: Path) -> Prepared | None:
-    """The prepared data set, or None where it still has to be prepared."""
-    folder = folder_of(name, dataset, code, root, store)
+    """The prepared data set, or None where it still has to be prepared; raw files need not be there."""
+    try:
+        folder = folder_of(name, dataset, code, root, store)
+    except DataError:  # only its raw files would tell which folder is meant
+        return None
     return Prepared.open(folder) if is_complete(folder) else None
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import names, plugins
 from bench.api import DataError, DataSet, DataSpec
+from bench.data.manifest import is_complete, read_manifest
 from bench.data.prepared import Prepared, find, prepare
 from bench.errors import RequestError
 
@@ -48,10 +50,13 @@ def select(
     places: Sequence[str] = (),
     workers: int = 1,
     progress: Progress | None = None,
+    allow_missing: bool = False,
+    overwrite: bool = False,
 ) -> tuple[list[Selected], list[Unusable]]:
     """Every data set named by `texts` (`all`: each one usable here), prepared if it is not yet.
 
-    A set named explicitly that is unusable raises DataError; under `all` it is returned with its reason.
+    What is prepared is used without its raw files. A set named explicitly that is neither prepared nor usable raises
+    DataError; under `all` it is returned with its reason. `allow_missing` and `overwrite` are those of `prepare`.
     """
     selected: dict[str, Selected] = {}
     unusable: list[Unusable] = []
@@ -59,14 +64,26 @@ def select(
         where = places[i] if i < len(places) else ""
         for name in listed() if text == "all" else [text]:
             part, dataset = names.resolve_dataset(name, settings, where)
-            reason = dataset.unusable(root)
-            if reason is None:
-                prepared = _prepared(name, part, dataset, root, store, workers, progress)
+            prepared = None if overwrite else find(part.name, dataset, part.code, root, store)
+            reason = dataset.unusable(root) if prepared is None else None
+            if prepared is None and reason is None:
+                prepared = prepare(
+                    part.name,
+                    dataset,
+                    part.code,
+                    root,
+                    store,
+                    workers=workers,
+                    progress=None if progress is None else partial(progress, name),
+                    allow_missing=allow_missing,
+                    overwrite=overwrite,
+                )
+            if prepared is not None:
                 selected.setdefault(part.text, Selected(name, part, dataset, prepared))
             elif text == "all":
-                unusable.append(Unusable(name, reason))
+                unusable.append(Unusable(name, f"{reason}{_others(part.name, store)}"))
             else:
-                raise DataError(f"{where}{': ' if where else ''}{name}: {reason}")
+                raise DataError(f"{where}{': ' if where else ''}{name}: {reason}{_others(part.name, store)}")
     if not selected:
         reasons = "\n".join(f"  {u.label}: {u.reason}" for u in unusable)
         raise RequestError(f"no data set is usable here:\n{reasons}")
@@ -83,11 +100,11 @@ def listed() -> list[str]:
     ]
 
 
-def _prepared(
-    label: str, part: names.Part, dataset: DataSet, root: Path, store: Path, workers: int, progress: Progress | None
-) -> Prepared:
-    done = find(part.name, dataset, part.code, root, store)
-    if done is not None:
-        return done
-    report = None if progress is None else lambda count, total: progress(label, count, total)
-    return prepare(part.name, dataset, part.code, root, store, workers=workers, progress=report)
+def _others(name: str, store: Path) -> str:
+    """What a data set was prepared with instead of what was asked for, as the end of a sentence."""
+    found = []
+    for folder in sorted(store.glob(f"{name}-*")):
+        if is_complete(folder):
+            given = read_manifest(folder)["settings"]
+            found.append(":".join([name, *(f"{key}={value}" for key, value in given.items() if value != "")]))
+    return f". Prepared with other settings or by other code: {'; '.join(found)}" if found else ""

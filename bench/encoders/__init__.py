@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from bench.api import Encoder, EncoderSpec
 
-FAMILIES = {"vit": "ViTEncoder", "sequence": "SequenceEncoder", "vector": "VectorEncoder"}
+FAMILIES = {"vit": "ViTEncoder", "sequence": "SequenceEncoder", "vector": "VectorEncoder", "resnet": "ResNetEncoder"}
 """File name -> class; each is imported when it is first built (timm alone takes seconds)."""
 
 

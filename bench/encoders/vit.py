@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.api import Encoder, EncoderSpec, Tokens
+from bench.encoders import weights
+from bench.errors import RequestError
 from bench.layers import xavier
+
+GENERIC = "vit_base_patch16_224"
+"""The timm architecture that a file of weights is loaded into; width, heads and depth are the encoder's."""
 
 
 class _Stage(nn.Module):
@@ -29,7 +38,8 @@ class ViTEncoder(Encoder):
 
     A height or width that is no multiple of the patch is padded with zeros or cut, as `EncoderSpec.edge` says.
     Several frames become one sequence behind one class token; they share the spatial positions and have a learned
-    one per frame.
+    one per frame. Pretrained weights give the first `depth` blocks; RGB kernels are summed for one channel, and
+    positions and kernels resampled where the size differs.
     """
 
     def __init__(self, spec: EncoderSpec, shape: tuple[int, ...]) -> None:
@@ -40,16 +50,11 @@ class ViTEncoder(Encoder):
         self.dim, self.edge, self.patch = spec.dim, spec.edge, spec.patch
         height, width = shape[-2:]
         self.size = (_fit(height, spec.patch[0], spec.edge), _fit(width, spec.patch[1], spec.edge))
-        vit = VisionTransformer(
-            img_size=self.size,
-            patch_size=spec.patch,
-            in_chans=shape[0],
-            embed_dim=spec.dim,
-            depth=spec.depth,
-            num_heads=spec.heads,
-            num_classes=0,
+        vit = (
+            _from_scratch(spec, shape[0], self.size)
+            if spec.weights == "none"
+            else _pretrained(spec, shape[0], self.size)
         )
-        vit.apply(xavier)
         self.patch_embed = vit.patch_embed
         assert vit.cls_token is not None  # its default; the types say Optional
         assert vit.pos_embed is not None
@@ -78,6 +83,65 @@ class ViTEncoder(Encoder):
         if self.edge == "crop":
             return x[..., :height, :width]
         return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+
+def _from_scratch(spec: EncoderSpec, channels: int, size: tuple[int, int]) -> VisionTransformer:
+    vit = VisionTransformer(
+        img_size=size,
+        patch_size=spec.patch,
+        in_chans=channels,
+        embed_dim=spec.dim,
+        depth=spec.depth,
+        num_heads=spec.heads,
+        num_classes=0,
+    )
+    vit.apply(xavier)
+    return vit
+
+
+def _pretrained(spec: EncoderSpec, channels: int, size: tuple[int, int]) -> VisionTransformer:
+    """timm's model with timm's loading; RequestError unless every weight comes from the file."""
+    weights.refuse_unusable(spec)
+    file = weights.locate(spec.weights)
+    _refuse_partial(spec, file)
+    settings: dict[str, Any] = {
+        "img_size": size,
+        "patch_size": spec.patch,
+        "in_chans": channels,
+        "depth": spec.depth,
+        "num_classes": 0,
+    }
+    if weights.is_path(spec.weights):
+        name = GENERIC
+        settings |= {"embed_dim": spec.dim, "num_heads": spec.heads}
+    else:
+        name = spec.weights
+    with weights.quiet():
+        try:
+            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **settings)
+        except RuntimeError as error:
+            raise RequestError(f"{file}: these weights do not fit the encoder ({error})") from error
+    if not isinstance(model, VisionTransformer):
+        raise RequestError(f"encoder weights {spec.weights!r} are those of a {type(model).__name__}, not of a ViT")
+    heads = model.blocks[0].attn.num_heads if spec.depth else spec.heads  # type: ignore[union-attr]  # blocks are untyped
+    if heads != spec.heads:
+        raise RequestError(f"{spec.weights} has {heads} heads, the encoder has heads={spec.heads}; make them equal")
+    return model
+
+
+def _refuse_partial(spec: EncoderSpec, file: Path) -> None:
+    """timm leaves a weight that a file lacks as it was drawn; a fine-tuning row would then start from noise."""
+    found = weights.shapes(file)
+    needed = ["cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight"]
+    for block in range(spec.depth):
+        # Biases of query, key and value stay 0 where a file has none, as the MIIL weights do.
+        needed += [f"blocks.{block}.{part}.weight" for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1")]
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise RequestError(
+            f"{file}: {len(missing)} of {len(needed)} weights of a ViT with {spec.depth} blocks are not there, "
+            f"{missing[0]!r} among them; found {', '.join(list(found)[:4]) or 'none'}, ..."
+        )
 
 
 def _fit(length: int, patch: int, edge: str) -> int:
