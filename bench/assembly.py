@@ -31,7 +31,14 @@ def build_strategies(spec: TrialSpec, task: TaskSpec) -> dict[str, Strategy]:
 def build_model(spec: TrialSpec, task: TaskSpec, data: DataSpec) -> Model:
     """A fresh model of a trial."""
     fusion, settings = restored("methods", spec.fusion)
-    return assemble(fusion, settings, task, spec.encoders, data, spec.seed)
+    return assemble(fusion, settings, task, spec.encoders, data, training_seed(spec))
+
+
+def training_seed(spec: TrialSpec) -> int:
+    """The seed of everything random in a trial's training: its own, moved by strategies that ask for other luck."""
+    parts = [restored("methods", part) for part in spec.strategies]
+    offsets: list[int] = [plugin.seed_offset(settings) for plugin, settings in parts]
+    return spec.seed + sum(offsets)
 
 
 def assemble(

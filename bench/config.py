@@ -14,10 +14,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from bench.contract.data import EncoderSpec
 from bench.errors import RequestError, unknown
 from bench.recipes import RECIPES, Recipe
 
 Path_ = tuple[str | int, ...]
+
+TUNING_SEEDS = 1_000_000
+"""Seeds from here on belong to `bench tune`: no result is read off a seed that settings were chosen on."""
 
 
 def split_list(text: str) -> list[str]:
@@ -66,10 +70,19 @@ class RecipeConfig(_Section):
 class EncoderConfig(_Section):
     """Overrides of every modality's encoder; None leaves the data set's."""
 
+    family: Literal["vit", "resnet"] | None = None
+    """For the modalities that are images."""
     dim: Annotated[int, Field(ge=1)] | None = None
     depth: Annotated[int, Field(ge=0)] | None = None
     heads: Annotated[int, Field(ge=1)] | None = None
     weights: str | None = None
+
+    def resolve(self, spec: EncoderSpec) -> EncoderSpec:
+        """A data set's encoder, overridden."""
+        given = {k: v for k, v in self.model_dump().items() if v is not None}
+        if spec.family not in ("vit", "resnet"):
+            given = {k: v for k, v in given.items() if k not in ("family", "weights")}
+        return dataclasses.replace(spec, **given)
 
 
 class ExecuteConfig(_Section):
@@ -78,6 +91,8 @@ class ExecuteConfig(_Section):
     executor: Literal["local"] = "local"
     slots: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     device: str = "auto"
+    snapshot_gb: Annotated[float, Field(ge=0)] = 20.0
+    """Disk for weights and states that only save training time, in results/trajectories."""
 
 
 class TrackingConfig(_Section):
@@ -146,6 +161,8 @@ class Config(_Section):
             raise ValueError("the list is empty; give a number of seeds or a list of seeds")
         if isinstance(value, list | tuple) and len(set(value)) < len(value):
             raise ValueError(f"a seed is named twice: {list(value)}")
+        if isinstance(value, list | tuple) and any(isinstance(seed, int) and seed >= TUNING_SEEDS for seed in value):
+            raise ValueError(f"seeds from {TUNING_SEEDS} on are kept for `bench tune`; name smaller ones")
         return value
 
     @field_validator("folds", mode="before")

@@ -173,6 +173,7 @@ def spec_of(
         split_hash="",
         num_train=1,
         encoders=chosen,
+        weights={},
         recipe=recipe,
         seed=0,
     )

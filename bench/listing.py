@@ -36,7 +36,7 @@ def settings_of(kind: type[Any]) -> list[dict[str, Any]]:
     listed = []
     for field in dataclasses.fields(kind):
         about = names.hyperparameter(field)
-        shown = {k: v for k, v in dataclasses.asdict(about).items() if v not in (None, False, "")}
+        shown = {k: v for k, v in dataclasses.asdict(about).items() if v is not None and v is not False and v != ""}
         listed.append({"name": field.name, "type": _type(hints[field.name]), "default": field.default, **shown})
     return listed
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from bench import names, plugins
@@ -16,6 +16,7 @@ from bench.composition import reason_to_skip, refuse_illegal
 from bench.config import Config, EncoderConfig, Sources
 from bench.data.selection import Selected
 from bench.data.splits import num_folds, split_hash, split_positions
+from bench.encoders.weights import content_hash
 from bench.errors import RequestError, unknown
 from bench.names import Method, Part
 from bench.recipes import Recipe
@@ -67,6 +68,8 @@ class TrialSpec:
     split_hash: str
     num_train: int
     encoders: Mapping[str, EncoderSpec]
+    weights: Mapping[str, str]
+    """The content hash of every modality's pretrained weights, empty where there are none."""
     recipe: Recipe
     seed: int
 
@@ -81,6 +84,8 @@ class TrialSpec:
         values |= {"recipe": self.recipe.identity(), "fusion": self.fusion.identity()}
         values |= {"dataset": self.dataset.identity(), "strategies": [s.identity() for s in self.strategies]}
         del values["method"], values["data"]
+        for encoder in values["encoders"].values():
+            del encoder["weights"]  # a name or a path: `weights` holds their content
         return {**values, "numerics": NUMERICS_VERSION}
 
     def to_json(self) -> dict[str, Any]:
@@ -119,6 +124,8 @@ class Row:
     metric: str
     derived: str | None
     groups: tuple[tuple[TrialSpec, ...], ...]
+    tuned: Mapping[str, Any] | None = None
+    """How much was spent on its settings: `trials`, `trained_epochs` and `studies`; None for defaults."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +183,7 @@ def task_of(selected: Selected, num_train: int, encoder: EncoderConfig | None = 
 
 def encoders_of(selected: Selected, override: EncoderConfig) -> dict[str, EncoderSpec]:
     """Every modality's encoder, overridden by the configuration."""
-    given = {k: v for k, v in override.model_dump().items() if v is not None}
-    return {m: dataclasses.replace(spec.encoder, **given) for m, spec in selected.spec.modalities.items()}
+    return {m: override.resolve(spec.encoder) for m, spec in selected.spec.modalities.items()}
 
 
 def _refuse_strangers(config: Config, sources: Sources) -> None:
@@ -227,11 +233,25 @@ def _row(method: Method, selected: Selected, config: Config, protocol: str) -> R
     else:
         parts = [method]
     recipe = config.recipe.resolve(selected.dataset.recipe, selected.dataset.epochs)
+    encoders = encoders_of(selected, config.encoder)
+    weights = {m: content_hash(spec) for m, spec in encoders.items()}
     groups = []
     for fold in _folds(config, selected):
         positions = split_positions(selected.prepared.index, fold=fold, kind=protocol)
-        where = (selected, fold, split_hash(selected.prepared.index, positions), len(positions["train"]), protocol)
-        groups += [tuple(_trial(p, *where, recipe, config, seed) for p in parts) for seed in config.seeds]
+        cell = partial(
+            TrialSpec,
+            data=selected.part.text,
+            dataset=PartSpec.of(selected.part),
+            fingerprint=selected.prepared.fingerprint,
+            split=protocol,
+            fold=fold,
+            split_hash=split_hash(selected.prepared.index, positions),
+            num_train=len(positions["train"]),
+            encoders=encoders,
+            weights=weights,
+            recipe=recipe,
+        )
+        groups += [tuple(cell(**_method_fields(part), seed=seed) for part in parts) for seed in config.seeds]
     return Row(
         label=method.label,
         method=method.canonical,
@@ -244,32 +264,12 @@ def _row(method: Method, selected: Selected, config: Config, protocol: str) -> R
     )
 
 
-def _trial(
-    method: Method,
-    selected: Selected,
-    fold: int,
-    hashed: str,
-    num_train: int,
-    protocol: str,
-    recipe: Recipe,
-    config: Config,
-    seed: int,
-) -> TrialSpec:
-    return TrialSpec(
-        method=method.canonical,
-        data=selected.part.text,
-        fusion=PartSpec.of(method.base),
-        strategies=tuple(PartSpec.of(part) for part in method.strategies),
-        dataset=PartSpec.of(selected.part),
-        fingerprint=selected.prepared.fingerprint,
-        split=protocol,
-        fold=fold,
-        split_hash=hashed,
-        num_train=num_train,
-        encoders=encoders_of(selected, config.encoder),
-        recipe=recipe,
-        seed=seed,
-    )
+def _method_fields(method: Method) -> dict[str, Any]:
+    return {
+        "method": method.canonical,
+        "fusion": PartSpec.of(method.base),
+        "strategies": tuple(PartSpec.of(part) for part in method.strategies),
+    }
 
 
 def _folds(config: Config, selected: Selected) -> tuple[int, ...]:

@@ -6,14 +6,14 @@ A score depends on the set of scored samples alone: not on their order, the batc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from bench.api import Kind
 from bench.data.prepared import Prepared
-from bench.data.splits import split_positions
+from bench.data.splits import sample_groups, split_positions
 
 MAXIMISED = {
     "accuracy": True,
@@ -28,6 +28,9 @@ MAXIMISED = {
 }
 """Every metric and whether more is better."""
 
+SAMPLE_MEANS = frozenset({"accuracy", "mae"})
+"""Metrics of record that are means over samples, so that two methods can be compared sample by sample."""
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -37,6 +40,7 @@ class Truth:
     kind: Kind
     metric: str
     scale: tuple[float, float] | None = None
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)  # split -> [sample], what may not cross a split
 
     @classmethod
     def of(cls, prepared: Prepared, split: str, fold: int) -> Truth:
@@ -44,7 +48,9 @@ class Truth:
         targets = prepared.targets()
         positions = split_positions(prepared.index, fold=fold, kind=split)
         by_split = {name: targets[where] for name, where in positions.items()}
-        return cls(by_split, prepared.spec.kind, prepared.spec.metric, prepared.spec.scale)
+        all_groups = sample_groups(prepared.index)
+        groups = {name: all_groups[where] for name, where in positions.items()}
+        return cls(by_split, prepared.spec.kind, prepared.spec.metric, prepared.spec.scale, groups)
 
     def score(self, split: str, logits: np.ndarray) -> dict[str, float]:
         """Every metric of the task for the logits of a whole split."""
@@ -52,6 +58,16 @@ class Truth:
         if len(target) != len(logits):
             raise ValueError(f"{split} has {len(target)} samples and {len(logits)} were scored")
         return score(logits, target, self.kind, self.scale)
+
+    def per_sample(self, split: str, logits: np.ndarray) -> Shaped[np.ndarray, " sample"] | None:
+        """What each sample adds to the metric of record, more being better; None where it is no mean over samples."""
+        target = self.targets[split]
+        if self.metric == "accuracy":
+            hits: np.ndarray = logits.argmax(axis=1) == target
+            return hits
+        if self.metric == "mae":
+            return -np.abs(logits[:, 0] - target)
+        return None
 
     def best_epoch(self, logits_by_epoch: Sequence[np.ndarray]) -> int:
         """The first epoch with the best val score in the metric of record; the last epoch where there is no val."""

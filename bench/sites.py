@@ -17,6 +17,7 @@ from bench.api import AttentionSite, SiteMeans, SiteRecord, SiteSample
 class SiteSums:
     """Sums over samples in float64, so that the means do not depend on how the samples were cut into batches."""
 
+    heads: int = 1
     count: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -27,7 +28,9 @@ class SiteSums:
         self._sum("query_norm", query.norm(dim=1))
         keys = {m: k.double() for m, k in sample.mean_keys.items()}
         for m, k in keys.items():
-            self._sum(f"cosine/{m}", F.cosine_similarity(query, k, dim=1))
+            cosines = F.cosine_similarity(self._by_head(query), self._by_head(k), dim=2)  # [B, H]
+            self._sum(f"cosine/{m}", cosines.mean(dim=1))
+            self._sum(f"head_cosine/{m}", cosines)
             self._sum(f"key/{m}", k)
             self._sum(f"key_norm/{m}", k.norm(dim=1))
             self._sum(f"mass/{m}", sample.mass[m].double())
@@ -51,6 +54,7 @@ class SiteSums:
             query_norm=self.mean("query_norm"),
             keys={k.removeprefix("key/"): v / self.count for k, v in self.sums.items() if k.startswith("key/")},
             cosines=self.by_modality("cosine"),
+            head_cosines=self._head_cosines() if self.heads > 1 else {},
         )
 
     def record(self, site: AttentionSite, last_batch: Mapping[str, float]) -> SiteRecord:
@@ -67,6 +71,17 @@ class SiteSums:
             last_batch=dict(last_batch),
         )
 
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.heads, -1))  # [B, D] -> [B, H, D / H]
+
+    def _head_cosines(self) -> dict[str, list[float]]:
+        prefix = "head_cosine/"
+        return {
+            key.removeprefix(prefix): (total / self.count).tolist()
+            for key, total in self.sums.items()
+            if key.startswith(prefix)
+        }
+
     def _sum(self, name: str, values: Tensor) -> None:
         total = values.sum(dim=0)
         self.sums[name] = self.sums[name] + total if name in self.sums else total
@@ -75,7 +90,7 @@ class SiteSums:
 @contextmanager
 def tapped(sites: Mapping[str, AttentionSite]) -> Iterator[dict[str, SiteSums]]:
     """Sums over everything the sites see inside this context."""
-    sums = {name: SiteSums() for name in sites}
+    sums = {name: SiteSums(site.heads) for name, site in sites.items()}
     for name, site in sites.items():
         site.tap = sums[name].add
     try:

@@ -1,4 +1,4 @@
-"""What the numbers of several seeds, folds and data sets say: intervals, paired tests, tiers.
+"""What the numbers of several seeds, folds and data sets say: intervals, paired tests, tiers, power.
 
 Nothing here rounds, prints or knows of trials. Scores are larger-is-better unless said.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from scipy import stats
 
 RESAMPLES = 10_000
@@ -34,12 +35,20 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """The paired difference A - B of two accuracies, as fractions, with its 95 % interval and two-sided p."""
+    """The paired difference A - B of two mean scores, with its 95 % interval and two-sided p."""
 
     mean: float
     low: float
     high: float
     p: float
+    error: float
+    """Standard error, over all that was drawn: groups, and seeds or folds."""
+    df: float
+    """Degrees of freedom of the error."""
+
+    def detectable(self, power: float = 0.8, alpha: float = 0.05) -> float:
+        """The smallest true difference that a comparison with this error shows with this power."""
+        return _multiple(self.df, power, alpha) * self.error
 
 
 @dataclass(frozen=True)
@@ -102,42 +111,112 @@ def corrected_t_test(differences: Sequence[float], sizes: Sizes) -> float:
     return float(2 * stats.t.sf(abs(values.mean()) / error, len(values) - 1))
 
 
-def accuracy_difference(
-    correct_a: Shaped[np.ndarray, "*seed sample"],
-    correct_b: Shaped[np.ndarray, "*seed sample"],
-    groups: Shaped[np.ndarray, " sample"],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Difference:
-    """The difference of two methods' accuracies on the same samples, by a paired bootstrap over whole groups.
+class GroupDraws:
+    """How often every group is drawn in each resample of a bootstrap over whole groups; comparisons can share it.
 
-    With a seed axis, what a sample contributes is its mean over seeds. Raises ValueError for fewer than two groups.
+    Raises ValueError for fewer than two groups.
     """
-    if correct_a.shape[-1] != correct_b.shape[-1] or correct_a.shape[-1] != len(groups):
+
+    def __init__(self, groups: Shaped[np.ndarray, " sample"], resamples: int = RESAMPLES, seed: int = 0) -> None:
+        self.groups = np.asarray(groups)
+        _, self.member = np.unique(self.groups, return_inverse=True)
+        self.size = np.bincount(self.member)
+        self.resamples, self.seed = resamples, seed
+        if len(self.size) < 2:
+            raise ValueError("a bootstrap over groups needs at least two of them")
+
+    @cached_property
+    def counts(self) -> Shaped[np.ndarray, "resample group"]:
+        """Draws with replacement, as many as there are groups."""
+        rng, number = np.random.default_rng(self.seed), len(self.size)
+        counts = np.empty((self.resamples, number), dtype=np.uint8 if number < 256 else np.uint16)
+        step = max(1, 4_000_000 // number)
+        for start in range(0, self.resamples, step):
+            rows = min(step, self.resamples - start)
+            drawn = rng.integers(number, size=(rows, number)) + number * np.arange(rows)[:, None]
+            counts[start : start + rows] = np.bincount(drawn.ravel(), minlength=rows * number).reshape(rows, number)
+        return counts
+
+    @cached_property
+    def drawn(self) -> Float[np.ndarray, " resample"]:
+        """How many samples each resample has."""
+        return self._sums(self.size.astype(np.float64))
+
+    def means(self, values: Float[np.ndarray, " sample"]) -> Float[np.ndarray, " resample"]:
+        """The mean of the values in every resample."""
+        means: np.ndarray = self._sums(np.bincount(self.member, weights=values)) / self.drawn
+        return means
+
+    def _sums(self, of_group: Float[np.ndarray, " group"]) -> Float[np.ndarray, " resample"]:
+        step = max(1, 1_000_000 // len(self.size))  # counts of one byte are widened piece by piece
+        pieces = range(0, self.resamples, step)
+        return np.concatenate([self.counts[i : i + step].astype(np.float64) @ of_group for i in pieces])
+
+    def influence(self, values: Float[np.ndarray, "*rest sample"]) -> Float[np.ndarray, "*rest group"]:
+        """What each group adds to the error of a mean: the sum of squares over groups is its variance."""
+        number = len(self.size)
+        flat = values.reshape(-1, values.shape[-1])
+        total = np.stack([np.bincount(self.member, weights=one) for one in flat])  # [rest, group]
+        centred = total - flat.mean(axis=1, keepdims=True) * self.size
+        scaled: np.ndarray = math.sqrt(number / (number - 1)) * centred / len(self.member)
+        return scaled.reshape(*values.shape[:-1], number)
+
+
+def paired_difference(
+    scores_a: Shaped[np.ndarray, "*seed sample"], scores_b: Shaped[np.ndarray, "*seed sample"], draws: GroupDraws
+) -> Difference:
+    """The difference of two methods' mean scores on the same samples, paired by seed and sample.
+
+    Whole groups are resampled with what a sample contributes averaged over seeds, and the resampled means are
+    expanded for the number of groups (Hesterberg, What Teachers Should Know About the Bootstrap, 2015, section 5.2).
+    With a seed axis of two or more, Student's t of the seeds' differences is added to every resample: otherwise two
+    methods that differ in nothing but luck of their seeds would be told apart. With one seed the answer is about
+    these two trainings and says nothing of the methods.
+    """
+    if scores_a.shape != scores_b.shape or scores_a.shape[-1] != len(draws.groups):
         raise ValueError(
-            f"paired scores need the same samples: {correct_a.shape[-1]}, {correct_b.shape[-1]}, {len(groups)}"
+            f"paired scores need the same seeds and samples: {scores_a.shape}, {scores_b.shape}, {len(draws.groups)}"
         )
-    each = _per_sample(correct_a) - _per_sample(correct_b)
-    _, member = np.unique(groups, return_inverse=True)
-    size = np.bincount(member)
-    if len(size) < 2:
-        raise ValueError("a bootstrap over groups needs at least two of them")
-    total = np.bincount(member, weights=each)
-    drawn = stats.bootstrap(
-        (total, size),
-        _ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, 2_000_000 // len(size)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    means = drawn.bootstrap_distribution
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    low, high = drawn.confidence_interval
-    return Difference(float(each.mean()), float(low), float(high), min(1.0, 2 * (tail + 1) / (resamples + 1)))
+    each = scores_a.astype(np.float64) - scores_b.astype(np.float64)
+    each = each.reshape(-1, each.shape[-1])  # [seed, sample]
+    per_sample = each.mean(axis=0)
+    mean, groups, seeds = float(per_sample.mean()), len(draws.size), len(each)
+    of_groups = float((draws.influence(per_sample) ** 2).sum())
+    expansion = math.sqrt(groups / (groups - 1)) * float(stats.t.ppf(0.975, groups - 1) / stats.norm.ppf(0.975))
+    replicates = mean + expansion * (draws.means(per_sample) - mean)
+    of_seeds = 0.0
+    if seeds > 1:
+        of_seeds = float(each.mean(axis=1).var(ddof=1)) / seeds
+        noise = np.random.default_rng([draws.seed, seeds]).standard_t(seeds - 1, size=draws.resamples)
+        replicates = replicates + math.sqrt(of_seeds) * noise
+    variance = of_groups + of_seeds
+    df = variance**2 / (of_groups**2 / (groups - 1) + of_seeds**2 / max(seeds - 1, 1)) if variance > 0 else groups - 1
+    tail = min(int((replicates <= 0).sum()), int((replicates >= 0).sum()))
+    low, high = np.quantile(replicates, (0.025, 0.975))
+    p = min(1.0, 2 * (tail + 1) / (draws.resamples + 1))
+    return Difference(mean, float(low), float(high), p, math.sqrt(variance), df)
+
+
+def fold_difference(differences: Sequence[float], folds: Sequence[int], sizes: Sizes) -> Difference:
+    """The difference over several folds: Nadeau and Bengio's corrected t, the seeds of a fold averaged."""
+    mean, low, high = interval(differences, folds=folds, sizes=sizes)
+    values, of_fold = np.asarray(differences, dtype=np.float64), np.asarray(folds)
+    by_fold = [float(values[of_fold == fold].mean()) for fold in sorted(set(folds))]
+    if low is None or high is None:
+        raise ValueError(f"a difference over folds needs at least two, found {sorted(set(folds))}")
+    error = (high - low) / 2 / float(stats.t.ppf(0.975, len(by_fold) - 1))
+    return Difference(mean, low, high, corrected_t_test(by_fold, sizes), error, len(by_fold) - 1)
+
+
+def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
+    """The difference of two means over unrelated trainings, with Welch's 95 % interval where both have two values."""
+    mean = float(np.mean(a) - np.mean(b))
+    if min(len(a), len(b)) < 2:
+        return Interval(mean, None, None)
+    if np.var(a) == np.var(b) == 0:
+        return Interval(mean, mean, mean)
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return Interval(mean, float(low), float(high))
 
 
 def mcnemar(correct_a: Bool[np.ndarray, " sample"], correct_b: Bool[np.ndarray, " sample"]) -> float:
@@ -146,6 +225,12 @@ def mcnemar(correct_a: Bool[np.ndarray, " sample"], correct_b: Bool[np.ndarray, 
     if only_a + only_b == 0:
         return 1.0
     return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def mcnemar_over_trainings(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Twice the median p of several paired trainings: valid although they share test samples (Rüger, 1978)."""
+    each = [mcnemar(a, b) for a, b in pairs]
+    return each[0] if len(each) == 1 else min(1.0, 2 * float(np.median(each)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -196,6 +281,55 @@ def detectable_difference(samples: int, discordance: float = 0.2, power: float =
     return float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * math.sqrt(discordance / samples)
 
 
+@dataclass(frozen=True)
+class Noise:
+    """Where the error of a paired difference on one fold comes from, as variances of its mean over the samples."""
+
+    shared: float
+    """Of the samples, in what all seeds have in common: more seeds do not help."""
+    single: float
+    """Of the samples, for one seed."""
+    seeds: float
+    """Between the seeds' mean differences."""
+
+    @classmethod
+    def of(cls, each: Float[np.ndarray, "seed sample"], draws: GroupDraws) -> Noise:
+        """Estimated from the paired differences of at least two seeds, groups kept together."""
+        if len(each) < 2:
+            raise ValueError(f"what seeds have in common needs two of them, found {len(each)}")
+        influence = draws.influence(each)  # [seed, group]
+        products = influence @ influence.T
+        single = float(np.trace(products)) / len(each)
+        shared = (float(products.sum()) - float(np.trace(products))) / (len(each) * (len(each) - 1))
+        return cls(min(max(shared, 0.0), single), single, float(each.mean(axis=1).var(ddof=1)))
+
+    @classmethod
+    def bound(cls, samples: int, discordance: float = 0.2) -> Noise:
+        """What can be said without a history: the binomial part, as if all of it were the samples'."""
+        return cls(discordance / samples, discordance / samples, 0.0)
+
+    def detectable(
+        self, seeds: int, folds: int = 1, sizes: Sizes | None = None, power: float = 0.8, alpha: float = 0.05
+    ) -> float:
+        """The smallest difference that so many seeds on so many folds show, under the tests made here."""
+        of_samples = self.shared + (self.single - self.shared) / seeds
+        of_seeds = self.seeds / seeds
+        if folds > 1:
+            if sizes is None:
+                raise ValueError("power over several folds needs the sizes of train and test")
+            error = math.sqrt((1 / folds + sizes.test / sizes.train) * (of_samples + of_seeds))
+            return _multiple(folds - 1, power, alpha) * error
+        variance = of_samples + of_seeds
+        df = math.inf if of_seeds == 0 or seeds < 2 else variance**2 / (of_seeds**2 / (seeds - 1))
+        return _multiple(df, power, alpha) * math.sqrt(variance)
+
+    def seeds_for(self, difference: float, folds: int = 1, sizes: Sizes | None = None, most: int = 1000) -> int | None:
+        """The fewest seeds that show a difference with 80 % power; None where `most` of them do not."""
+        fewest = 1 if self.seeds == 0 else 2
+        enough = (n for n in range(fewest, most + 1) if self.detectable(n, folds, sizes) <= difference)
+        return next(enough, None)
+
+
 def friedman(scores: Shaped[np.ndarray, "dataset method"]) -> tuple[float, list[float]]:
     """The p that all methods rank alike over data sets, and each method's mean rank (1 is best)."""
     if scores.ndim != 2 or scores.shape[1] < 3 or scores.shape[0] < 2:
@@ -216,10 +350,6 @@ def wilcoxon(a: Sequence[float], b: Sequence[float], alpha: float = 0.05) -> Com
     return Comparison(float(stats.wilcoxon(differences).pvalue), smallest, alpha)
 
 
-def _per_sample(correct: np.ndarray) -> np.ndarray:
-    return correct.astype(np.float64).reshape(-1, correct.shape[-1]).mean(axis=0)
-
-
-def _ratio(total: np.ndarray, size: np.ndarray, axis: int) -> np.ndarray:
-    ratio: np.ndarray = total.sum(axis=axis) / size.sum(axis=axis)
-    return ratio
+def _multiple(df: float, power: float, alpha: float) -> float:
+    """How many standard errors a true difference must have to be shown."""
+    return float(stats.t.ppf(1 - alpha / 2, df) + stats.t.ppf(power, df))

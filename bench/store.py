@@ -7,6 +7,7 @@
       failures/<id>.json  the typed cause of a trial that ended early; it is tried again
       trajectories/       training memoised by epoch (bench.trajectory)
       sweeps/<id>.json    what was asked for, so that tables come in the user's order
+      locks/              held by running processes; may be removed when none runs
       tables/ figures/    made from the above, never read
       mlflow.db           a mirror, never read
 """
@@ -14,6 +15,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -27,6 +29,9 @@ import numpy as np
 
 from bench.errors import ResultsError
 
+_WHOLE = ("spec.json", "scores.json", "logits.npz", "record.json")
+"""Without one of these a trial is not finished: its folder was copied only in part."""
+
 
 class Store:
     """A results folder. Raises ResultsError, naming the file, for whatever cannot be read or written."""
@@ -34,7 +39,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         try:
-            for name in ("trials", "failures", "trajectories", "sweeps"):
+            for name in ("trials", "failures", "trajectories", "sweeps", "locks"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder):
                 pass
@@ -46,17 +51,23 @@ class Store:
         """Where trajectory segments live."""
         return self.folder / "trajectories"
 
+    @property
+    def locks(self) -> Path:
+        """Where running processes hold locks."""
+        return self.folder / "locks"
+
     def trial(self, trial_id: str) -> Path:
         """The folder of a finished trial."""
         return self.folder / "trials" / trial_id
 
     def has(self, trial_id: str) -> bool:
         """Whether a trial is finished."""
-        return (self.trial(trial_id) / "record.json").is_file()
+        return all((self.trial(trial_id) / name).is_file() for name in _WHOLE)
 
     def finished(self) -> list[str]:
         """The ids of all finished trials."""
-        return sorted(f.parent.name for f in (self.folder / "trials").glob("*/record.json"))
+        found = (f.parent.name for f in (self.folder / "trials").glob("*/record.json"))
+        return sorted(name for name in found if not name.startswith(".") and self.has(name))
 
     def write_trial(self, trial_id: str, files: Mapping[str, bytes | Path]) -> None:
         """Store a finished trial whole or not at all. Files given as paths are copied."""
@@ -98,13 +109,19 @@ class Store:
         return read_json(file) if file.is_file() else None
 
     def write_sweep(self, sweep_id: str, request: Mapping[str, Any]) -> None:
-        """Record what was asked for."""
-        write_json(self.folder / "sweeps" / f"{sweep_id}.json", request)
+        """Record what was asked for, as the latest sweep."""
+        others = [s.get("order", 0) for s in self.sweeps() if s["id"] != sweep_id]
+        write_json(self.folder / "sweeps" / f"{sweep_id}.json", {**request, "order": max(others, default=0) + 1})
+
+    def sweeps(self) -> list[dict[str, Any]]:
+        """Everything that was ever asked for, the latest last; by a count, because clocks are set back."""
+        found = [{"id": f.stem, **read_json(f)} for f in sorted((self.folder / "sweeps").glob("*.json"))]
+        return sorted(found, key=lambda sweep: (sweep.get("order", 0), sweep["id"]))
 
     def latest_sweep(self) -> dict[str, Any] | None:
         """What was asked for last."""
-        files = sorted((self.folder / "sweeps").glob("*.json"), key=lambda f: f.stat().st_mtime_ns)
-        return read_json(files[-1]) if files else None
+        found = self.sweeps()
+        return found[-1] if found else None
 
 
 @contextlib.contextmanager
@@ -139,9 +156,24 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     write_atomically(file, lambda scratch: _fill(scratch, text.encode()))
 
 
-def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz file atomically."""
-    write_atomically(file, lambda scratch: _fill(scratch, npz(arrays)))
+def write_sealed(file: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON atomically behind its own checksum."""
+    write_json(file, {"sha256": _seal(content), "content": dict(content)})
+
+
+def read_sealed(file: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote; None if it is not there or damaged."""
+    try:
+        values = json.loads(file.read_bytes())
+        content: dict[str, Any] = values["content"]
+        return content if values["sha256"] == _seal(content) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    write_atomically(file, lambda scratch: _fill(scratch, content))
 
 
 def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -167,6 +199,10 @@ def _fill(file: Path, content: bytes | Path) -> None:
         file.write_bytes(content)
     with file.open("rb") as written:
         os.fsync(written.fileno())
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(folder: Path) -> None:

@@ -12,27 +12,30 @@ import json
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 import bench
 from bench import plugins, scoring
+from bench.agenda import Agenda, in_order
 from bench.api import DataError
 from bench.data.prepared import Prepared
 from bench.data.selection import Selected
 from bench.data.splits import split_positions
 from bench.errors import ResultsError
-from bench.execute.events import EpochDone, Event, Failed, Finished, Started
-from bench.execute.local import LocalExecutor
-from bench.plan import Plan, TrialSpec
+from bench.execute.events import EpochDone, Event, Failed, Finished, Jobs, Postponed
+from bench.plan import PartSpec, Plan, TrialSpec
+from bench.retention import EVERYTHING, announced, needed_elsewhere, prune, remove_file, remove_weights, trim
 from bench.scoring import Truth
+from bench.segments import read_outputs, sound_weights, weights_file
 from bench.store import Store, npz
-from bench.trajectory import Visit, read_outputs, weights_file
+from bench.trajectory import Visit, decides, kin_of
 from bench.trial import Job
 
 
@@ -62,17 +65,39 @@ class _Watched:
 Observer = Callable[[Event], None]
 
 
-class Sweep:
-    """Runs what is missing of a plan. `run` yields an outcome per trial; everything finished stays finished."""
+class Executor(Protocol):
+    """What runs trials: `bench.execute.local.LocalExecutor`, or another of the same shape."""
 
-    def __init__(self, plan: Plan, datasets: Sequence[Selected], store: Store) -> None:
-        self.plan, self.store = plan, store
+    def run(self, jobs: Jobs) -> Iterator[Event]:
+        """The events of the trials that `jobs` hands out."""
+
+
+class Sweep:
+    """Runs what is missing of a plan. `run` yields an outcome per trial; everything finished stays finished.
+
+    `candidates` are trials outside the plan that may be asked for later: where one of them would part from a planned
+    one, a state is kept that it can go on from. `disk` bytes of weights and states stay at the end.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        datasets: Sequence[Selected],
+        store: Store,
+        candidates: Sequence[TrialSpec] = (),
+        disk: float = 20e9,
+    ) -> None:
+        self.plan, self.store, self.candidates, self.disk = plan, store, candidates, int(disk)
         self.datasets = {selected.prepared.fingerprint: selected for selected in datasets}
         self._watched: dict[str, _Watched] = {}
+        self._restore: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self._companions: dict[str, dict[str, tuple[PartSpec, ...]]] = {}
+        self._segments: dict[str, set[str]] = {}
+        self._name = ""
 
     def missing(self) -> list[TrialSpec]:
         """The trials that are not stored yet, in the order they will run."""
-        return [spec for spec in self.plan.trials if not self.store.has(spec.id)]
+        return in_order([spec for spec in self.plan.trials if not self.store.has(spec.id)])
 
     def record_request(self) -> dict[str, Any]:
         """Store what was asked for, so that tables can be rebuilt in this order; returns it."""
@@ -80,25 +105,64 @@ class Sweep:
         self.store.write_sweep(request["id"], request)
         return request
 
-    def run(self, executor: LocalExecutor, observe: Observer | None = None) -> Iterator[Outcome]:
-        """Train, score and store every missing trial; a failed one is recorded and the sweep goes on."""
-        specs = {spec.id: spec for spec in self.missing()}
-        jobs = [(spec.id, lambda device, spec=spec: self._job(spec, device)) for spec in specs.values()]
-        for event in executor.run(jobs):
-            if observe is not None:
-                observe(event)
-            if isinstance(event, Started):
-                self._watched[event.trial] = self._watch(specs[event.trial])
-            elif isinstance(event, EpochDone):
-                self._scored(self._watched[event.trial], event.visit)
-            elif isinstance(event, Finished):
-                yield self._finish(self._watched.pop(event.trial), event.info)
-            else:
-                yield self._fail(self._watched.pop(event.trial), event)
+    def run(self, executor: Executor, observe: Observer | None = None) -> Iterator[Outcome]:
+        """Train, score and store every missing trial; a failed one is recorded and the sweep goes on.
 
-    def _job(self, spec: TrialSpec, device: str) -> Job:
+        What another process on the same folder finishes or fails in the meantime is an outcome too.
+        """
+        missing = self.missing()
+        specs = {spec.id: spec for spec in missing}
+        for spec in [*missing, *self.candidates]:
+            deciding = tuple(part for part in spec.strategies if decides(part))
+            self._companions.setdefault(kin_of(spec), {})[spec.id] = deciding
+        agenda = Agenda(self.store, missing, self._begin)
+        try:
+            with announced(self.store, agenda.kins()) as self._name:
+                for event in executor.run(agenda):
+                    if observe is not None:
+                        observe(event)
+                    outcome = self._follow(event, specs, agenda)
+                    if outcome is not None:
+                        yield outcome
+                    yield from (self._elsewhere(spec) for spec in agenda.settled())
+                yield from (self._elsewhere(spec) for spec in agenda.settled())
+            prune(self.store, self.plan, self.disk)
+        finally:
+            agenda.close()
+
+    def _follow(self, event: Event, specs: Mapping[str, TrialSpec], agenda: Agenda) -> Outcome | None:
+        """Act on an event; an outcome if it ended a trial."""
+        if isinstance(event, EpochDone):
+            self._scored(self._watched[event.trial], event.visit)
+        elif isinstance(event, Postponed):
+            del self._watched[event.trial]
+            agenda.put_back(event.trial, event.segment, event.epoch)
+        elif isinstance(event, Finished):
+            watched = self._watched.pop(event.trial)
+            if self._weights(watched) is None and event.trial not in self._restore:
+                # An earlier sweep removed them, not knowing of this trial.
+                self._restore[event.trial] = watched.best, event.info
+                agenda.put_back(event.trial)
+                return None
+            _, before = self._restore.pop(event.trial, (0, {}))
+            outcome = self._finish(watched, {**event.info, **before})
+            agenda.done(event.trial)
+            self._let_go(watched, agenda)
+            return outcome
+        elif isinstance(event, Failed):
+            outcome = self._fail(specs[event.trial], event, self._watched.pop(event.trial, None))
+            agenda.done(event.trial)
+            return outcome
+        return None
+
+    def _begin(self, spec: TrialSpec, device: str) -> Job:
         selected = self.datasets[spec.fingerprint]
+        self._watched[spec.id] = _Watched(spec, Truth.of(selected.prepared, spec.split, spec.fold))
         positions = split_positions(selected.prepared.index, fold=spec.fold, kind=spec.split)
+        others: list[tuple[PartSpec, ...]] = []
+        for trial, parts in self._companions[kin_of(spec)].items():
+            if trial != spec.id and parts not in others and not self.store.has(trial):
+                others.append(parts)
         return Job(
             spec=spec,
             prepared=selected.prepared.folder,
@@ -107,10 +171,28 @@ class Sweep:
             positions=positions,
             train_targets=selected.prepared.targets()[positions["train"]],
             device=device,
+            companions=tuple(others),
+            restore=self._restore[spec.id][0] if spec.id in self._restore else None,
         )
 
-    def _watch(self, spec: TrialSpec) -> _Watched:
-        return _Watched(spec, Truth.of(self.datasets[spec.fingerprint].prepared, spec.split, spec.fold))
+    def _elsewhere(self, spec: TrialSpec) -> Outcome:
+        """What another process made of a trial."""
+        if self.store.has(spec.id):
+            record, scores = (self.store.read(spec.id, f"{name}.json") for name in ("record", "scores"))
+            return Outcome(spec, "finished", "by another process", record["seconds"], scores)
+        failure = self.store.failure(spec.id) or {"cause": "error", "text": "its record is gone"}
+        return Outcome(spec, failure["cause"], failure["text"])
+
+    def _let_go(self, watched: _Watched, agenda: Agenda) -> None:
+        """Remove weights when the last trial is finished that could select them."""
+        kin = kin_of(watched.spec)
+        segments = self._segments.setdefault(kin, set())
+        segments |= {visit.segment for visit in watched.visits}
+        needed = agenda.kins()
+        if kin not in needed and not {kin, EVERYTHING} & needed_elsewhere(self.store, self._name):
+            for segment in segments:
+                remove_weights(self.store.trajectories / segment)
+        trim(self.store, needed, self.disk)
 
     def _scored(self, watched: _Watched, visit: Visit) -> None:
         outputs = read_outputs(self.store.trajectories, visit.segment, visit.record.epoch)
@@ -123,12 +205,14 @@ class Sweep:
         previous = len(watched.visits) - 2
         if previous >= 0 and previous != watched.best:
             # Any trial sharing this stretch selects one of its record epochs or trains on beyond it.
-            self._weights(watched, previous).unlink(missing_ok=True)
+            before = watched.visits[previous]
+            remove_file(weights_file(self.store.trajectories, before.segment, before.record.epoch))
         if record:
             watched.best = len(watched.visits) - 1
 
-    def _weights(self, watched: _Watched, epoch: int) -> Path:
-        return weights_file(self.store.trajectories, watched.visits[epoch].segment, epoch)
+    def _weights(self, watched: _Watched) -> Path | None:
+        visit = watched.visits[watched.best]
+        return sound_weights(self.store.trajectories, visit.segment, visit.record.epoch)
 
     def _finish(self, watched: _Watched, info: dict[str, Any]) -> Outcome:
         spec = watched.spec
@@ -169,16 +253,18 @@ class Sweep:
             "samples.npz": npz(_samples(outputs, watched.best)),
             "record.json": _json(record),
         }
-        weights = self._weights(watched, watched.best)
-        if weights.is_file():
-            files["weights.safetensors"] = weights
+        weights = self._weights(watched)
+        if weights is None:
+            raise ResultsError(f"{spec.id}: the weights of epoch {watched.best} were removed while it ran; run again")
+        files["weights.safetensors"] = weights
         self.store.write_trial(spec.id, files)
         return Outcome(spec, "finished", seconds=record["seconds"], scores=scores)
 
-    def _fail(self, watched: _Watched, event: Failed) -> Outcome:
-        failure = {"cause": event.cause, "text": event.text, "time": time.time(), "epochs": len(watched.visits)}
-        self.store.write_failure(event.trial, {**failure, "spec": watched.spec.to_json()})
-        return Outcome(watched.spec, event.cause, event.text)
+    def _fail(self, spec: TrialSpec, event: Failed, watched: _Watched | None) -> Outcome:
+        failure = {"cause": event.cause, "text": event.text, "time": time.time(), "attempt": uuid.uuid4().hex}
+        failure["epochs"] = 0 if watched is None else len(watched.visits)
+        self.store.write_failure(event.trial, {**failure, "spec": spec.to_json()})
+        return Outcome(spec, event.cause, event.text)
 
 
 def scores_of(
@@ -212,11 +298,37 @@ def request_of(plan: Plan) -> dict[str, Any]:
                 {"fold": group[0].fold, "seed": group[0].seed, "trials": [spec.id for spec in group]}
                 for group in row.groups
             ],
+            **({} if row.tuned is None else {"tuned": dict(row.tuned)}),
         }
         for row in plan.rows
     ]
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
     return {"id": digest, "rows": rows, "skipped": [dataclasses.asdict(s) for s in plan.skipped]}
+
+
+def request_of_stored(store: Store) -> dict[str, Any]:
+    """A request for every finished trial, for a folder that trials were copied into from elsewhere."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for trial in store.finished():
+        spec, record = (store.read(trial, f"{name}.json") for name in ("spec", "record"))
+        row = rows.setdefault(
+            (spec["data"], spec["method"], spec["split"]),
+            {
+                "label": spec["method"],
+                "method": spec["method"],
+                "dataset_label": spec["data"],
+                "dataset": spec["data"],
+                "protocol": spec["split"],
+                "metric": record["metric"],
+                "derived": None,
+                "groups": [],
+            },
+        )
+        row["groups"].append({"fold": spec["fold"], "seed": spec["seed"], "trials": [trial]})
+    for row in rows.values():
+        row["groups"].sort(key=lambda group: (group["fold"], group["seed"]))
+    ordered = [rows[key] for key in sorted(rows)]
+    return {"id": "stored", "rows": ordered, "skipped": []}
 
 
 FindTruth = Callable[[Mapping[str, Any]], Truth | None]

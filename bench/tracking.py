@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,11 +147,25 @@ def sync(store: Store, uri: str | None = None) -> int:
             written += writer.write(trial_id, parents)
         for request in requests:
             writer.close_sweep(request)
+        for file in sorted((store.folder / "studies").glob("*.json")):
+            writer.write_study(read_json(file))
     except BenchError:
         raise
     except Exception as error:  # the library's own, SQLAlchemy's and the network's have no common base
         raise ResultsError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
     return written
+
+
+def mirror_study(store: Store, study: Mapping[str, Any], uri: str | None = None) -> int:
+    """Mirror a study (as `results/studies` holds it): a parent run and one per trial; returns how many were added.
+
+    Raises ResultsError if MLflow cannot be used; `sync` repairs what is missing.
+    """
+    uri = uri or default_uri(store)
+    try:
+        return _Writer(store, uri).write_study(study)
+    except Exception as error:  # the library's own, SQLAlchemy's and the network's have no common base
+        raise ResultsError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
 
 
 def default_uri(store: Store) -> str:
@@ -269,6 +284,47 @@ class _Writer:
             self.client.set_terminated(run.info.run_id, status, end_time=_ms(ended))
         return True
 
+    def write_study(self, study: Mapping[str, Any]) -> int:
+        """Mirror a study; what is there already is left alone. Returns how many of its trials were added."""
+        data, name, best = study["data"], study["name"], study["best"]
+        added = 0
+        with self._lock:
+            found = self._runs(data, "bench.study", name)
+            parents = [run for run in found if run.data.tags["bench.kind"] == "study"]
+            there = {run.data.tags.get("bench.number") for run in found}
+            if parents:
+                parent = parents[0].info.run_id
+            else:
+                tags = {"bench.kind": "study", "bench.study": name, "bench.version": bench.__version__}
+                run = self.client.create_run(self._experiment(data), tags=tags, run_name=f"study {study['method']}")
+                parent = run.info.run_id
+                self._log(parent, [], {"method": study["method"], **_flat("search", study["search"])})
+            for trial in study["trials"]:
+                if trial["state"] == "running" or str(trial["number"]) in there:
+                    continue
+                tags = {
+                    "bench.kind": "study trial",
+                    "bench.study": name,
+                    "bench.number": str(trial["number"]),
+                    "bench.state": trial["state"],
+                    "mlflow.parentRunId": parent,
+                }
+                run = self.client.create_run(self._experiment(data), tags=tags, run_name=trial["method"])
+                moment = run.info.start_time
+                curve = [(f"epoch/val_{study['metric']}", x, moment, epoch) for epoch, x in enumerate(trial["val"])]
+                facts = {"trained_epochs": trial["trained_epochs"], f"best_val_{study['metric']}": trial["value"]}
+                points = [(key, float(x), moment, 0) for key, x in facts.items() if x is not None]
+                self._log(run.info.run_id, [*curve, *points], {k: str(v) for k, v in trial["settings"].items()})
+                self.client.set_terminated(run.info.run_id, "FAILED" if trial["state"] == "failed" else "FINISHED")
+                added += 1
+            spent = [(f"spent_{key}", float(x), _ms(time.time()), 0) for key, x in study["spent"].items()]
+            if best is not None:
+                spent.append((f"best_val_{study['metric']}", best["value"], spent[0][2], 0))
+            if added:
+                self._log(parent, spent, {})
+                self.client.set_terminated(parent, "FINISHED")
+        return added
+
     def _log(self, run_id: str, metrics: list[tuple[str, float, int, int]], params: Mapping[str, str]) -> None:
         from mlflow.entities import Metric, Param
 
@@ -294,6 +350,10 @@ class _Writer:
                     self.client.restore_experiment(found.experiment_id)
                 self._experiments[data] = found.experiment_id
         return self._experiments[data]
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+    return {f"{prefix}.{key}": str(value)[:5000] for key, value in values.items()}
 
 
 def _same(run: Run, status: str, ended: float) -> bool:

@@ -101,6 +101,7 @@ class Training(Run):
             diagnostics=self._diagnostics(),
             steps=self.steps_per_epoch,
             train_seconds=seconds,
+            num_epochs=self.num_epochs,
         )
 
     def apply(self, action: Action) -> dict[str, float]:
@@ -150,7 +151,9 @@ class Training(Run):
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         for name, strategy in self.strategies.items():
-            strategy.load_state_dict(state["strategies"][name])
+            # A trial that shares this state has no place for a strategy that did nothing so far.
+            if name in state["strategies"]:
+                strategy.load_state_dict(state["strategies"][name])
 
     def generator(self, stream: str) -> Generator:
         """A random generator of its own for this (seed, epoch, stream), on the model's device."""

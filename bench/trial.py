@@ -6,10 +6,12 @@ scores what is written here.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,15 @@ import numpy as np
 import torch
 
 from bench import plugins
-from bench.api import DataError
-from bench.assembly import build_model, build_strategies, restored, task_of
+from bench.api import DataError, TaskSpec
+from bench.assembly import build_model, build_strategies, restored, task_of, training_seed
 from bench.cost import measure
 from bench.data.prepared import Prepared
 from bench.data.reader import Reader
-from bench.errors import TrialError
-from bench.plan import TrialSpec
+from bench.errors import BenchError, RequestError, ResultsError, TrialError
+from bench.plan import PartSpec, TrialSpec
 from bench.train import Evaluation, Training
-from bench.trajectory import Visit, Walk, lineage_of
+from bench.trajectory import BusyError, Deciding, Visit, Walk, lineage_of
 
 
 @dataclass(frozen=True)
@@ -41,42 +43,57 @@ class Job:
     train_targets: np.ndarray
     device: str
     evaluated: tuple[str, ...] = ("val", "test")
+    companions: tuple[tuple[PartSpec, ...], ...] = ()
+    """The strategies of other planned trials that begin alike: a state is kept where one of them parts."""
+    restore: int | None = None
+    """An epoch whose weights are to be made again, should they not be stored."""
+    until: int | None = None
+    """Ends the trial after so many epochs, with all that a later job needs to go on; None: after the last."""
+    measured: bool = True
+    """Whether parameters and operations are counted too."""
 
 
 def run(job: Job, emit: Callable[[Visit], None]) -> dict[str, Any]:
     """Walk a trial, calling `emit` after every epoch; returns what is to be recorded of the process.
 
-    Raises TrialError with a typed cause for whatever ends it early.
+    Raises TrialError with a typed cause for whatever ends it early, BusyError where another process trains what it
+    needs, ResultsError where the results folder cannot be used.
     """
-    started = time.time()
+    started, clock = time.time(), time.perf_counter()
     try:
         for folder in reversed(job.plugin_folders):
             plugins.use_folder(Path(folder))
         torch.set_num_threads(job.spec.recipe.threads)
         trained = 0
         prepared = Prepared.open(job.prepared)
-        cost = measure(job.spec, prepared.spec)
-        for visit in walk(job, prepared).epochs():
+        way = walk(job, prepared)
+        for visit in way.epochs():
             trained += visit.trained
             emit(visit)
-    except TrialError:
+        if job.restore is not None:
+            way.restore(job.restore)
+        cost = measure(job.spec, prepared.spec).to_json() if job.measured else None
+    except (TrialError, ResultsError, BusyError):
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrialError("out of memory", f"{_first_line(error)}; {_smaller(job.spec)}") from error
     except DataError as error:
         raise TrialError("data", str(error)) from error
+    except BenchError as error:
+        raise TrialError("error", str(error)) from error
     except Exception as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            raise TrialError("out of memory", f"{_first_line(error)}; {_smaller(job.spec)}") from error
-        raise TrialError("error", "".join(traceback.format_exception(error))) from error
-    return {
-        "started": started,
-        "finished": time.time(),
-        "device": device_name(torch.device(job.device)),
-        "trained_epochs": trained,
-        "versions": versions(),
-        "cost": cost.to_json(),
-    }
+        if not _is_out_of_memory(error):
+            raise TrialError("error", "".join(traceback.format_exception(error))) from error
+        text = _first_line(error)
+    else:
+        return {
+            "started": started,
+            "finished": started + time.perf_counter() - clock,  # clocks are set back
+            "device": device_name(torch.device(job.device)),
+            "trained_epochs": trained,
+            "versions": versions(),
+            "cost": cost,
+        }
+    # Only here is what the trial had allocated free again.
+    raise TrialError("out of memory", f"{text}; batch_size was {job.spec.recipe.batch_size}; {_what_fits(job)}")
 
 
 def device_name(device: torch.device) -> str:
@@ -101,7 +118,7 @@ def walk(job: Job, prepared: Prepared) -> Walk:
     def start() -> Training:
         model, strategies = build_model(spec, task, prepared.spec), build_strategies(spec, task)
         return Training(
-            model, strategies, task, spec.recipe, spec.seed, reader, job.positions["train"], targets, device
+            model, strategies, task, spec.recipe, training_seed(spec), reader, job.positions["train"], targets, device
         )
 
     def evaluate(training: Training) -> dict[str, Evaluation]:
@@ -110,13 +127,67 @@ def walk(job: Job, prepared: Prepared) -> Walk:
     codes = {part.name: part.code for part in spec.strategies}
     deciding = {name: (strategy, codes[name]) for name, strategy in build_strategies(spec, task).items()}
     lineage = lineage_of(spec, job.evaluated, device.type)
-    return Walk(job.trajectories, lineage, deciding, spec.recipe.epochs, start, evaluate)
+    return Walk(
+        job.trajectories,
+        lineage,
+        deciding,
+        spec.recipe.epochs,
+        start,
+        evaluate,
+        companions=list(_companions(job, task)),
+        until=job.until,
+    )
+
+
+def smaller_batch(batch_size: int) -> str:
+    """What to type for a batch of half the size."""
+    return f"--set recipe.batch_size={max(1, batch_size // 2)}"
+
+
+def _companions(job: Job, task: TaskSpec) -> Iterator[Deciding]:
+    for parts in job.companions:
+        with contextlib.suppress(RequestError):  # its file was edited; it will say so itself
+            made = [(part, *restored("methods", part)) for part in parts]
+            yield {part.name: (plugin(settings, task), part.code) for part, plugin, settings in made}
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    texts = ("can't allocate memory", "out of memory")  # the allocators of the CPU and of other devices
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
+
+
+def _what_fits(job: Job) -> str:
+    """The largest halving of the batch size with which a first step and an evaluation went through, tried here."""
+    size = job.spec.recipe.batch_size // 2
+    while size >= 1:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if _fits(job, size):
+            return f"a step fits with --set recipe.batch_size={size} --set recipe.eval_batch_size={size}"
+        size //= 2
+    return "not even a batch of one sample fits: a smaller encoder (--set encoder.dim=...) or another device is needed"
+
+
+def _fits(job: Job, size: int) -> bool:
+    recipe = dataclasses.replace(job.spec.recipe, batch_size=size, eval_batch_size=size)
+    few = {split: positions[:size] for split, positions in job.positions.items()}
+    smaller = dataclasses.replace(
+        job,
+        spec=dataclasses.replace(job.spec, recipe=recipe),
+        positions=few,
+        train_targets=job.train_targets[:size],
+    )
+    try:
+        way = walk(smaller, Prepared.open(job.prepared))
+        training = way.start()
+        training.train(0)
+        way.evaluate(training)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return False
+        raise TrialError("out of memory", f"{_first_line(error)} with a batch of {size}") from error
+    return True
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _smaller(spec: TrialSpec) -> str:
-    batch = spec.recipe.batch_size
-    return f"batch_size was {batch}; --set recipe.batch_size={max(1, batch // 2)} would halve what a step needs"

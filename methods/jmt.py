@@ -157,7 +157,8 @@ class JMT(Fusion):
     @classmethod
     def provides(cls, settings: Settings) -> frozenset[Capability]:
         """An attention site if logits are read out by attention, beside what every fusion provides."""
-        sites = {Capability.ATTENTION_SITE} if settings.readout == "attn" else set()
+        attends = settings.readout == "attn"
+        sites = {Capability.ATTENTION_SITE, Capability.SHARED_QUERY} if attends else set()
         return super().provides(settings) | sites
 
     @classmethod

@@ -92,7 +92,8 @@ class MMML(Fusion):
     def provides(cls, settings: Settings) -> frozenset[Capability]:
         """Trained heads unless their loss has no weight; an attention site if logits are read out by attention."""
         heads = {Capability.UNIMODAL_HEADS} if settings.unimodal_weight else set()
-        sites = {Capability.ATTENTION_SITE} if settings.readout == "attn" else set()
+        attends = settings.readout == "attn"
+        sites = {Capability.ATTENTION_SITE, Capability.SHARED_QUERY} if attends else set()
         return super().provides(settings) | heads | sites
 
     @classmethod

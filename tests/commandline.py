@@ -1,6 +1,6 @@
 """The real command line inside the test's process, in a folder of its own; trials are trained without child processes.
 
-Starting a training process takes seconds, nearly all of them to import torch; `tests/test_cli.py` does it once.
+Starting a training process takes seconds, nearly all of them to import torch; `tests/test_errors.py` does it once.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ import pytest
 from bench import cli, plugins
 from tests.world import DATASET, TINY, InProcess
 
+DONE, SOME_FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: what scripts of users rely on."""
 SMALL = ("--datasets", DATASET, *(word for assign in TINY for word in ("--set", assign)))
 NO_MIRROR = ("--set", "tracking.mlflow=false")
 
@@ -74,6 +77,7 @@ class CommandLine:
             patch.setattr(plugins, "__path__", [*plugins.__path__])
             for name, value in (("BENCH_PREPARED", self.prepared), ("BENCH_DATA", self.data_root), ("COLUMNS", 200)):
                 patch.setenv(name, str(value))
+            patch.setattr(os, "sched_getaffinity", lambda _: {0})  # with one core data are prepared in this process
             if self.executor is not None:
                 patch.setattr("bench.execute.local.LocalExecutor", self.executor)
             try:
@@ -91,7 +95,7 @@ class CommandLine:
     def plan(self, *words: str) -> Any:
         """`bench plan` of the same."""
         answer = self("plan", *SMALL, "--seeds", "1", *NO_MIRROR, *words, "--format", "json")
-        assert answer.code == cli.DONE, answer.err
+        assert answer.code == DONE, answer.err
         return answer.json
 
 

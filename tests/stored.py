@@ -58,6 +58,7 @@ def spec(method: str = "concat", seed: int = 0, fold: int = 0, **changes: Any) -
         split_hash=f"5b117{fold:011d}",
         num_train=4 * SAMPLES,
         encoders={"audio": encoder, "visual": encoder},
+        weights={},
         recipe=dataclasses.replace(RECIPES["small"], epochs=3),
         seed=seed,
     )

@@ -13,7 +13,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from bench.report.build import Report, build
-from bench.report.collect import Cell, collect, to_json
+from bench.report.cell import Cell, to_json
+from bench.report.collect import collect
 from bench.store import Store
 from tests import stored
 
@@ -148,8 +149,10 @@ def test_the_tables_keep_the_users_order_and_are_written(store: Store) -> None:
     assert "- pmr on planted: it needs classes" in report.paper_markdown
     assert "effective split fold 0: 5b11700000000000" in report.tables["accuracy"].markdown
     assert "best val epoch" in report.tables["cost"].markdown
+    tables = ("accuracy", "cost", "paper", "comparisons")
     assert {path.name for path in report.paths} == {
-        f"{table}.{suffix}" for table in ("accuracy", "cost", "paper") for suffix in ("md", "csv", "tex")
+        "report.html",
+        *(f"{table}.{suffix}" for table in tables for suffix in ("md", "csv", "tex")),
     }
     for path in report.paths:
         assert path.is_file()
@@ -217,4 +220,5 @@ def test_a_trial_without_costs_leaves_them_blank(store: Store) -> None:
     spec = stored.spec()
     stored.store_trial(store, spec, cost={})
     report = build(store, stored.request([("concat", [[spec]])]))
-    assert report.tables["cost"].sections[0].frame.iloc[0].to_list() == ["concat", "", "", "", "", "", "", "", "40.0"]
+    shown = report.tables["cost"].sections[0].frame.iloc[0].to_list()
+    assert shown == ["concat", "", "", "", "", "", "", "", "40.0", "3", "3", "0", "0"]

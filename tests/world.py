@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from bench.api import DataError
 from bench.config import Config, Sources, load
 from bench.data.selection import Selected, select
 from bench.data.splits import split_positions
 from bench.errors import TrialError
-from bench.execute.events import EpochDone, Event, Failed, Finished, Started
-from bench.execute.local import MakeJob
+from bench.execute.events import EpochDone, Event, Failed, Finished, Jobs, Postponed, Started
 from bench.plan import Plan, TrialSpec, make_plan
 from bench.store import Store
 from bench.sweep import Outcome, Sweep
-from bench.trajectory import Visit
+from bench.trajectory import BusyError, Visit
 from bench.trial import Job, run
 
 DATASET = "planted:preset=collapse:samples=96:classes=3:tokens=4"
@@ -41,7 +44,11 @@ class World:
 
     def run(self) -> list[Outcome]:
         """Everything missing, trained in this process."""
-        return list(self.sweep().run(InProcess()))  # type: ignore[arg-type]
+        return list(self.sweep().run(InProcess()))
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """What finished trials amount to, by method and seed: all that must not depend on how they came about."""
+        return {f"{s.method}/{s.seed}": results_of(self.store, s.id) for s in self.plan.trials if self.store.has(s.id)}
 
     def spec(self, method: str) -> TrialSpec:
         """The first trial of a method by its canonical text."""
@@ -63,18 +70,40 @@ def make_world(folder: Path, methods: str, *assign: str, datasets: str = DATASET
     return World(folder, config, sources, selected, make_plan(config, sources, selected))
 
 
+def results_of(store: Store, trial: str) -> dict[str, Any]:
+    """Weights, outputs of every epoch, scores and records of a trial, to the bit; times are left out."""
+    arrays = {f"{n}/{k}": a.tobytes() for n in ("logits.npz", "samples.npz") for k, a in store.arrays(trial, n).items()}
+    record = store.read(trial, "record.json")
+    epochs = [{k: v for k, v in epoch.items() if k != "train_seconds"} for epoch in record["epochs"]]
+    scores = json.dumps(store.read(trial, "scores.json"), sort_keys=True)
+    weights = (store.trial(trial) / "weights.safetensors").read_bytes()
+    return {**arrays, "weights": weights, "scores": scores, "epochs": json.dumps(epochs, sort_keys=True)}
+
+
 class InProcess:
     """An executor without processes, so that tests can look inside."""
 
-    def run(self, jobs: Sequence[tuple[str, MakeJob]]) -> Iterator[Event]:
-        for trial, make_job in jobs:
+    def run(self, jobs: Jobs) -> Iterator[Event]:
+        while jobs.waiting():
+            if (taken := jobs.take()) is None:
+                time.sleep(0.02)  # another process has what is left
+                continue
+            trial, make_job = taken
+            try:
+                job = make_job("cpu")
+            except DataError as error:
+                yield Failed(trial, "data", str(error))
+                continue
             yield Started(trial, "cpu")
             visits: list[Visit] = []
             try:
-                info = run(make_job("cpu"), visits.append)
+                info = run(job, visits.append)
             except TrialError as error:
                 yield from (EpochDone(trial, visit) for visit in visits)
                 yield Failed(trial, error.cause, error.text)
+                continue
+            except BusyError as busy:
+                yield Postponed(trial, busy.segment, busy.epoch)
                 continue
             yield from (EpochDone(trial, visit) for visit in visits)
             yield Finished(trial, info)

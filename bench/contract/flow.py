@@ -21,6 +21,7 @@ class Capability(StrEnum):
     UNIMODAL_HEADS = "trained unimodal heads"  # heads with a gradient into their encoder
     JOINT_LOGITS = "joint logits"  # one logit vector computed from all modalities
     ATTENTION_SITE = "an attention site"  # one query competes over keys of several modalities
+    SHARED_QUERY = "one query for all samples"  # what competes is one vector, not one per sample or head
     FEATURES = "unimodal features"  # one pooled vector per modality, graph attached
     SEVERAL_MODALITIES = "several modalities"
     CLASSES = "a classification task"

@@ -16,6 +16,7 @@ class Hyperparameter:
     choices: tuple[Any, ...] | None = None
     search: tuple[int | float, int | float] | None = None
     log: bool = False
+    levels: int | None = None
     neutral: Any = None
     place: bool = False
     help: str = ""
@@ -29,6 +30,7 @@ def setting(
     choices: Sequence[Any] | None = None,
     search: tuple[int | float, int | float] | None = None,
     log: bool = False,
+    levels: int | None = None,
     neutral: Any = None,
     place: bool = False,
     help: str = "",
@@ -36,13 +38,14 @@ def setting(
     """A dataclass field with a default, an allowed range, a search range and a neutral value.
 
     `low`/`high` are inclusive bounds a user may not leave; `search` is the range `bench tune` draws from (on a
-    logarithmic scale if `log`), `choices` the allowed values of a categorical setting; `neutral` is the value at
-    which the plugin does nothing, so that a contract test can hold it against the bare fusion. A `place` (a path)
-    only says where something lies and is no part of a trial's id.
+    logarithmic scale if `log`; `levels` evenly spaced values of it where given, so that trials which agree in this
+    setting can share what they trained), `choices` the allowed values of a categorical setting; `neutral` is the
+    value at which the plugin does nothing, so that a contract test can hold it against the bare fusion. A `place`
+    (a path) only says where something lies and is no part of a trial's id.
     """
     if choices is not None and default not in choices:
         raise ValueError(f"setting: default {default!r} is not among the choices {tuple(choices)}")
-    extra = Hyperparameter(low, high, tuple(choices) if choices else None, search, log, neutral, place, help)
+    extra = Hyperparameter(low, high, tuple(choices) if choices else None, search, log, levels, neutral, place, help)
     return field(default=default, metadata={"hyperparameter": extra})
 
 

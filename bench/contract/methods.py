@@ -189,6 +189,14 @@ class Strategy(Plugin):
         """The most it adds to the one forward and one backward per epoch that every method makes."""
         return Passes()
 
+    @classmethod
+    def seed_offset(cls, settings: Any) -> int:
+        """What is added to the trial's seed for everything random in its training.
+
+        Tables pair the trial by its own seed nevertheless. Only a placebo has a use for anything but 0.
+        """
+        return 0
+
     def __init__(self, settings: Any, task: TaskSpec) -> None:
         self.settings = settings
         self.task = task

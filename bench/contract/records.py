@@ -38,3 +38,5 @@ class EpochRecord:
     train_seconds: float = 0.0
     actions: tuple[Action, ...] = ()
     """Taken after this epoch."""
+    num_epochs: int = 0
+    """Of the whole training; 0 where it is not known."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -15,16 +15,17 @@ class AttentionSite(nn.Module):
     """The place where one query competes over the keys of several modalities.
 
     The only contact point of a rotation: `rotation` [dim, dim] is a persistent buffer that is always applied, the
-    identity at birth, so that a model that was saved and loaded stays rotated. `tap`, while set, is called with
-    what the measurements of `bench.sites` need.
+    identity at birth, so that a model that was saved and loaded stays rotated. Where the attention has several
+    `heads`, each owns dim / heads consecutive channels of queries and keys, and a rotation mixes channels of one head
+    only. `tap`, while set, is called with what the measurements of `bench.sites` need.
     """
 
     rotation: Tensor
     num_rotations: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, heads: int = 1) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.heads = dim, heads
         self.register_buffer("rotation", torch.eye(dim))
         self.register_buffer("num_rotations", torch.zeros((), dtype=torch.long))
         self.tap: Callable[[SiteSample], None] | None = None
@@ -55,7 +56,7 @@ class SiteRecord:
     """What was measured at one site after an epoch; per-modality values are in the order of the modalities."""
 
     cosines: Mapping[str, float]
-    """E[cos(query, mean key of m)]."""
+    """E[cos(query, mean key of m)], the mean over heads where there are several."""
     mass: Mapping[str, float]
     """Mean attention mass."""
     base_rate: Mapping[str, float]
@@ -94,3 +95,5 @@ class SiteMeans:
     query_norm: float
     keys: Mapping[str, Tensor]  # m -> E[mean key of m] [dim]
     cosines: Mapping[str, float]
+    head_cosines: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """m -> E[cos] of every head; empty where there is one."""

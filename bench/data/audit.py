@@ -183,7 +183,7 @@ def _overlaps(what: str, values: Mapping[str, Sequence[str]], ids: Mapping[str, 
         if what in ("samples", "groups"):
             examples = tuple(shared[:NAMED])
         else:  # content has no name of its own
-            first = [{v: i for v, i in zip(values[p], ids[p], strict=True)} for p in (one, other)]
+            first = [dict(zip(values[part], ids[part], strict=True)) for part in (one, other)]
             examples = tuple(f"{first[0][v]} = {first[1][v]}" for v in shared[:NAMED])
         found.append(Overlap((one, other), what, len(shared), examples))
     return found

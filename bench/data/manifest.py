@@ -110,7 +110,7 @@ def library_versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for library in ("numpy", "scipy", "torch", "librosa", "scikit-learn", "av", "soundfile", "pandas", "pyarrow"):
+    for library in ("numpy", "scipy", "torch", "librosa", "scikit-learn", "av", "soxr", "pillow", "pandas", "pyarrow"):
         try:
             found[library] = version(library)
         except PackageNotFoundError:

@@ -140,9 +140,9 @@ def square(picture: np.ndarray, side: int) -> np.ndarray:
     """The middle of a picture scaled so that its shorter side is `side`: uint8 [side, side, 3]."""
     height, width = picture.shape[:2]
     edge = min(height, width)
-    left, top = (width - edge) / 2, (height - edge) / 2
-    box = (left, top, left + edge, top + edge)
-    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR, box=box))
+    left, top = (width - edge) // 2, (height - edge) // 2
+    middle = np.ascontiguousarray(picture[top : top + edge, left : left + edge])
+    return np.asarray(Image.fromarray(middle).resize((side, side), Image.Resampling.BILINEAR))
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -201,7 +201,7 @@ def _check_length(path: Path, what: str, found: float, stated: float | None) -> 
 
 
 def _resampled(sound: np.ndarray, native: int, rate: int) -> np.ndarray:
-    import soxr  # type: ignore[import-untyped]  # it has no stubs
+    import soxr
 
     if native == rate:
         return sound

@@ -200,7 +200,7 @@ def _end_with_parent() -> None:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """One thread inside numerical libraries: their number changes last bits, and arrays must not depend on it."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no stubs
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

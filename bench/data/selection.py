@@ -66,6 +66,9 @@ def select(
             part, dataset = names.resolve_dataset(name, settings, where)
             prepared = None if overwrite else find(part.name, dataset, part.code, root, store)
             reason = dataset.unusable(root) if prepared is None else None
+            if reason is not None and text != "all":
+                dataset.fetch(root)
+                reason = dataset.unusable(root)
             if prepared is None and reason is None:
                 prepared = prepare(
                     part.name,

@@ -275,17 +275,15 @@ def _survey(file: Path, mtime: int, size: int, modality: str) -> Survey:
         wrong[split] = np.concatenate([chunk[1] for chunk in found]) if found else np.zeros(0, dtype=np.int64)
     train = content.parts["train"].features[modality]
     for start in range(0, len(train), CHUNK):
-        values = _finite(train[start : start + CHUNK])
+        values = train[start : start + CHUNK]
         ends = spans["train"][start : start + CHUNK]
         step = np.arange(values.shape[1])
-        valid = values[(step >= ends[:, :1]) & (step < ends[:, 1:])]  # [valid steps, dim]
+        valid = _finite(values[(step >= ends[:, :1]) & (step < ends[:, 1:])])  # [valid steps, dim]
         if len(valid) == 0:
             continue
         # Chan's update: adding raw squares would cancel where the mean is large.
         shift = valid.mean(axis=0) - mean
-        squares += ((valid - valid.mean(axis=0)) ** 2).sum(axis=0) + shift**2 * count * len(valid) / (
-            count + len(valid)
-        )
+        squares += valid.var(axis=0) * len(valid) + shift**2 * count * len(valid) / (count + len(valid))
         count += len(valid)
         mean += shift * len(valid) / count
     deviation = np.sqrt(squares / max(count, 1))
@@ -303,11 +301,12 @@ def _chunks(part: Part, modality: str) -> Iterator[tuple[np.ndarray, np.ndarray 
 def _looked_at(values: np.ndarray, lengths: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Spans [n, 2] and the number of NaN or infinite values [n]."""
     steps = values.shape[1]
-    wrong = (~np.isfinite(values)).sum(axis=(1, 2))
+    finite = np.isfinite(values)
+    wrong = values[0].size - np.count_nonzero(finite, axis=(1, 2))
     if lengths is not None:
         ends = np.clip(lengths, 0, steps)
         return np.stack([np.zeros_like(ends), ends], axis=1), wrong
-    present = (_finite(values) != 0).any(axis=2)  # [n, steps]
+    present = ((values != 0) & finite).any(axis=2)  # [n, steps]
     first, last = present.argmax(axis=1), steps - present[:, ::-1].argmax(axis=1)
     some = present.any(axis=1)
     return np.stack([np.where(some, first, 0), np.where(some, last, 0)], axis=1), wrong
@@ -315,4 +314,4 @@ def _looked_at(values: np.ndarray, lengths: np.ndarray | None) -> tuple[np.ndarr
 
 def _finite(values: np.ndarray) -> np.ndarray:
     """Float64 with 0 for NaN and infinities."""
-    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    return np.where(np.isfinite(values), values, 0.0).astype(np.float64, copy=False)

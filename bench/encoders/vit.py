@@ -130,12 +130,12 @@ def _pretrained(spec: EncoderSpec, channels: int, size: tuple[int, int]) -> Visi
 
 
 def _refuse_partial(spec: EncoderSpec, file: Path) -> None:
-    """timm leaves a weight that a file lacks as it was drawn; a fine-tuning row would then start from noise."""
+    """timm leaves a weight that a file lacks as it was drawn; a pretrained row would then start from noise."""
+    with torch.device("meta"):
+        names = _from_scratch(spec, 3, spec.patch).state_dict()
+    # Biases of query, key and value stay 0 where a file has none, as the MIIL weights do.
+    needed = [name for name in names if not name.endswith("qkv.bias")]
     found = weights.shapes(file)
-    needed = ["cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight"]
-    for block in range(spec.depth):
-        # Biases of query, key and value stay 0 where a file has none, as the MIIL weights do.
-        needed += [f"blocks.{block}.{part}.weight" for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1")]
     missing = [name for name in needed if name not in found]
     if missing:
         raise RequestError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from bench.api import EncoderSpec
@@ -73,6 +75,20 @@ def refuse_unusable(spec: EncoderSpec) -> None:
             raise RequestError(
                 f"{file}: these weights have width {found[-1]}, the encoder has dim={spec.dim}; make them equal"
             )
+
+
+def content_hash(spec: EncoderSpec) -> str:
+    """SHA-256 of a modality's pretrained weights, empty without; RequestError where they cannot be used."""
+    if spec.weights == "none":
+        return ""
+    refuse_unusable(spec)
+    return _hashed(locate(spec.weights))
+
+
+@cache
+def _hashed(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:

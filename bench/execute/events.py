@@ -1,11 +1,26 @@
-"""What an executor reports of the trials it runs."""
+"""What an executor is given to run, and what it reports of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bench.trajectory import Visit
+from bench.trial import Job
+
+MakeJob = Callable[[str], Job]
+"""Makes the job of a trial for a device; called when a slot is free, so that targets are read late."""
+
+
+class Jobs(Protocol):
+    """Where an executor gets trials from."""
+
+    def take(self) -> tuple[str, MakeJob] | None:
+        """A trial and what makes its job; None if none can start at this moment."""
+
+    def waiting(self) -> int:
+        """How many trials have not been taken; a postponed one is among them again."""
 
 
 @dataclass(frozen=True)
@@ -41,4 +56,22 @@ class Failed:
     text: str
 
 
-Event = Started | EpochDone | Finished | Failed
+@dataclass(frozen=True)
+class Postponed:
+    """A trial needs an epoch that another process is training; it begins again later, from what is stored."""
+
+    trial: str
+    segment: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What a training process says when the results folder cannot be used any more; the executor raises it."""
+
+    trial: str
+    text: str
+
+
+Event = Started | EpochDone | Finished | Failed | Postponed
+"""What an executor reports of the trials it runs."""

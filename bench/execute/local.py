@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from bench.errors import RequestError
+from bench.api import DataError
+from bench.errors import RequestError, ResultsError
 from bench.execute import worker
-from bench.execute.events import Event, Failed, Finished, Started
-from bench.trial import Job
+from bench.execute.events import Event, Failed, Finished, Jobs, MakeJob, Postponed, Started, Stopped
+from bench.trial import smaller_batch
 
-MakeJob = Callable[[str], Job]
-"""Makes the job of a trial for a device; called when a slot is free, so that targets are read late."""
+POLL = 0.2
+"""Seconds between two looks at trials that another process keeps waiting."""
 
 
 @dataclass
@@ -25,6 +28,28 @@ class _Slot:
     process: SpawnProcess
     connection: Connection
     trial: str | None = None
+    batch_size: int = 0
+
+
+class InTurn:
+    """Jobs from a sequence; one that met a lock comes back after the others, a little later."""
+
+    def __init__(self, jobs: Sequence[tuple[str, MakeJob]]) -> None:
+        self._waiting, self._running, self._not_before = list(jobs), dict(jobs), 0.0
+
+    def take(self) -> tuple[str, MakeJob] | None:
+        """The next one; None for a moment after one was postponed."""
+        return self._waiting.pop(0) if self._waiting and time.monotonic() >= self._not_before else None
+
+    def waiting(self) -> int:
+        """How many are left."""
+        return len(self._waiting)
+
+    def follow(self, event: Event) -> None:
+        """Take note of what was postponed."""
+        if isinstance(event, Postponed):
+            self._waiting.append((event.trial, self._running[event.trial]))
+            self._not_before = time.monotonic() + POLL
 
 
 class LocalExecutor:
@@ -34,14 +59,35 @@ class LocalExecutor:
         self._context = multiprocessing.get_context("spawn")
         self._slots = [self._spawn(device) for device in devices]
 
-    def run(self, jobs: Sequence[tuple[str, MakeJob]]) -> Iterator[Event]:
-        """Run every (trial id, job) and report events as they come. Every trial ends in Finished or Failed."""
-        waiting = list(reversed(jobs))
-        while waiting or any(slot.trial for slot in self._slots):
+    def run(self, jobs: Jobs | Sequence[tuple[str, MakeJob]]) -> Iterator[Event]:
+        """Run trials as long as there are any, and report events as they come.
+
+        Every trial taken ends in Finished, Failed or Postponed; of a plain sequence a postponed one is taken again.
+        Raises ResultsError when the results folder cannot be used any more.
+        """
+        if isinstance(jobs, Sequence):
+            in_turn = InTurn(jobs)
+            for event in self.run(in_turn):
+                in_turn.follow(event)
+                yield event
+            return
+        try:
+            while True:
+                for slot in self._slots:
+                    if slot.trial is None and (taken := jobs.take()) is not None:
+                        yield from self._start(slot, *taken)
+                if any(slot.trial for slot in self._slots):
+                    yield from self._wait(POLL if jobs.waiting() else None)
+                elif jobs.waiting():
+                    time.sleep(POLL)
+                else:
+                    return
+        finally:
             for slot in self._slots:
-                if slot.trial is None and waiting:
-                    yield from self._start(slot, *waiting.pop())
-            yield from self._wait()
+                if slot.trial is not None:  # nobody waits for it any more; the next job finds a new process
+                    slot.trial = None
+                    slot.process.kill()
+                    slot.process.join()
 
     def close(self) -> None:
         """End all training processes; what they were doing is lost up to the last stored epoch."""
@@ -63,23 +109,30 @@ class LocalExecutor:
 
     def _start(self, slot: _Slot, trial: str, make_job: MakeJob) -> Iterator[Event]:
         try:
-            slot.connection.send(make_job(slot.device))
+            job = make_job(slot.device)
+        except DataError as error:
+            yield Failed(trial, "data", str(error))
+            return
+        try:
+            slot.connection.send(job)
         except OSError:  # it died while idle: nothing was lost, so try once more in a new process
             self._replace(slot)
-            slot.connection.send(make_job(slot.device))
-        slot.trial = trial
+            slot.connection.send(job)
+        slot.trial, slot.batch_size = trial, job.spec.recipe.batch_size
         yield Started(trial, slot.device)
 
-    def _wait(self) -> Iterator[Event]:
+    def _wait(self, timeout: float | None) -> Iterator[Event]:
         busy = {slot.connection: slot for slot in self._slots if slot.trial is not None}
-        for ready in wait(list(busy)):
+        for ready in wait(list(busy), timeout):
             slot = busy[ready]  # type: ignore[index]  # wait() returns the objects it was given
             try:
-                event: Event = slot.connection.recv()
+                event: Event | Stopped = slot.connection.recv()
             except (EOFError, OSError):
                 yield self._died(slot)
                 continue
-            if isinstance(event, Finished | Failed):
+            if isinstance(event, Stopped):
+                raise ResultsError(event.text)
+            if isinstance(event, Finished | Failed | Postponed):
                 slot.trial = None
             yield event
 
@@ -89,7 +142,8 @@ class LocalExecutor:
         trial, slot.trial = str(slot.trial), None
         self._replace(slot)
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        hint = " (the kernel's out-of-memory killer sends signal 9)" if code == -9 else ""
+        smaller = smaller_batch(slot.batch_size)
+        hint = f"; the kernel's out-of-memory killer sends signal 9: if it did, try {smaller}" if code == -9 else ""
         return Failed(trial, "killed", f"the training process ended with {how}{hint}")
 
     def _replace(self, slot: _Slot) -> None:
@@ -102,7 +156,12 @@ class LocalExecutor:
     def _spawn(self, device: str) -> _Slot:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=worker.main, args=(theirs, os.getpid()), daemon=True)
-        process.start()
+        # A child starts with this mask: Ctrl-C must not reach it even while it imports. Here it is only put off.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return _Slot(device, process, ours)
 

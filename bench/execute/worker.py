@@ -31,8 +31,9 @@ def main(connection: Connection, parent: int) -> None:
 
 
 def _serve(connection: Connection, job: Job) -> None:
-    from bench.errors import TrialError
-    from bench.execute.events import EpochDone, Failed, Finished
+    from bench.errors import ResultsError, TrialError
+    from bench.execute.events import EpochDone, Failed, Finished, Postponed, Stopped
+    from bench.trajectory import BusyError
     from bench.trial import run
 
     trial = job.spec.id
@@ -40,6 +41,10 @@ def _serve(connection: Connection, job: Job) -> None:
         info = run(job, lambda visit: connection.send(EpochDone(trial, visit)))
     except TrialError as error:
         connection.send(Failed(trial, error.cause, error.text))
+    except BusyError as busy:
+        connection.send(Postponed(trial, busy.segment, busy.epoch))
+    except ResultsError as error:
+        connection.send(Stopped(trial, str(error)))
     else:
         connection.send(Finished(trial, info))
 

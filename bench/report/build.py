@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.report.collect import Cell, collect, to_json
-from bench.report.tables import Table, tables
-from bench.store import Store, write_atomically, writing
+from bench.report import fairness
+from bench.report.cell import Cell, to_json
+from bench.report.collect import collect
+from bench.report.html import page
+from bench.report.layout import Table
+from bench.report.tables import tables
+from bench.store import Store, write_bytes, writing
 from bench.sweep import FindTruth
 
 
@@ -43,30 +47,29 @@ class Report:
 
 
 def build(store: Store, request: Mapping[str, Any], truths: FindTruth | None = None) -> Report:
-    """Collect the cells of a request and write `results/tables/{accuracy,cost,paper}.{md,csv,tex}`."""
+    """Collect the cells of a request and write `results/tables/<name>.{md,csv,tex}` and `results/report.html`."""
     cells = collect(store, request, truths)
     made = tables(cells)
     skipped = tuple(request.get("skipped", ()))
     folder = store.folder / "tables"
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    paths = []
+    files = {store.folder / "report.html": page(cells, made, skipped, fairness.problems(cells))}
     for name, table in made.items():
         left_out = f"\n{skipped_markdown(skipped)}" if skipped else ""
         for suffix, text in (("md", table.markdown + left_out), ("csv", table.csv), ("tex", table.latex)):
-            paths.append(folder / f"{name}.{suffix}")
-            _write(paths[-1], text)
-    return Report(tuple(cells), skipped, made, tuple(paths))
+            files[folder / f"{name}.{suffix}"] = text
+    for file, text in files.items():
+        write_bytes(file, text.encode())
+    return Report(tuple(cells), skipped, made, tuple(files))
+
+
+def strict(report: Report) -> list[str]:
+    """What is unfair or unfinished about a report, a line per problem; `bench report --strict` refuses any."""
+    return fairness.problems(report.cells)
 
 
 def skipped_markdown(skipped: Sequence[Mapping[str, str]]) -> str:
     """The rows that do not apply, each with its reason."""
     lines = [f"- {entry['label']} on {entry['dataset']}: {entry['reason']}" for entry in skipped]
     return "\n".join(["## Skipped", "", *lines]) + "\n"
-
-
-def _write(file: Path, text: str) -> None:
-    def fill(scratch: Path) -> None:
-        scratch.write_text(text, encoding="utf-8")
-
-    write_atomically(file, fill)

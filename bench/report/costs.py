@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import names
-from bench.api import DataSpec, EncoderSpec, ModalitySpec
+from bench.api import DataSpec, ModalitySpec
 from bench.assembly import build_model, task_of
 from bench.config import Config
 from bench.cost import inputs_of, measure, spec_of, training_cost
@@ -75,10 +75,11 @@ def _labels(texts: Sequence[str], data: DataSpec) -> list[str]:
 
 
 def _with_encoders(data: DataSpec, config: Config) -> DataSpec:
-    given = {k: v for k, v in config.encoder.model_dump().items() if v is not None}
+    """The data set's shapes with the encoders asked for; what weights hold does not change what they cost."""
 
     def overridden(spec: ModalitySpec) -> ModalitySpec:
-        encoder: EncoderSpec = dataclasses.replace(spec.encoder, **{**given, "weights": "none"})
-        return dataclasses.replace(spec, encoder=encoder)
+        return dataclasses.replace(
+            spec, encoder=dataclasses.replace(config.encoder.resolve(spec.encoder), weights="none")
+        )
 
     return dataclasses.replace(data, modalities={m: overridden(s) for m, s in data.modalities.items()})

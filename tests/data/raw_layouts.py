@@ -56,7 +56,7 @@ def video_id(number: int) -> str:
 
 def write_kinetics(root: Path, count: int = 12, seconds: float = 4.0) -> None:
     """MP4s cut out of videos as Kinetics' downloaders name them, in class folders, with Kinetics' own CSV."""
-    rows = {"train": [], "test": []}
+    rows: dict[str, list[str]] = {"train": [], "test": []}
     names = ("playing_drums", "tap_dancing", "blowing_nose")
     for number in range(count):
         split = "test" if number % 4 == 0 else "train"

@@ -64,7 +64,7 @@ def test_sound_and_frames_of_an_mp4(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["flv", "mp4"])
 def test_one_frame_per_second_none_twice(tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"a.{ending}"
-    write_video(file, greys(3.5))
+    write_video(file, greys(3.4))
     assert [round(f.mean()) for f in media.frames(file)] == pytest.approx([0, 10, 20, 30], abs=3)
     assert len(media.frames(file, fps=2)) == 7
     later = media.frames(file, start=1.0, seconds=2.0)
@@ -107,7 +107,11 @@ def test_what_holds_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
     write_video(tmp_path / "mute.mp4", greys(1.0))
-    for file, reason in {"silent.wav": "holds no sound, 0 samples", "empty.wav": "is empty", "mute.mp4": "no sound"}.items():
+    for file, reason in {
+        "silent.wav": "holds no sound, 0 samples",
+        "empty.wav": "is empty",
+        "mute.mp4": "no sound",
+    }.items():
         with pytest.raises(DataError, match=f"{file}: .*{reason}"):
             media.waveform(tmp_path / file, RATE)
     for file, reason in {"pointer.flv": "git lfs pull", "text.mp4": "cannot be decoded"}.items():
@@ -137,12 +141,16 @@ def test_nothing_outside_the_raw_folder_is_read(tmp_path: Path) -> None:
 def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     write_frames(tmp_path, greys(1.0)[:2])
     for number in (2, 10, 9):
-        (tmp_path / "frame_00002.jpg").rename(tmp_path / f"shot{number}.jpg")
-        (tmp_path / f"shot{number}.jpg").replace(tmp_path / f"shot{number}.jpg")
-        write_frames(tmp_path, greys(1.0)[:2])
+        (tmp_path / f"shot{number}.jpg").touch()
     assert [f.name for f in media.images(tmp_path)] == [
         "frame_00001.jpg", "frame_00002.jpg", "shot2.jpg", "shot9.jpg", "shot10.jpg",
     ]  # fmt: skip
+
+
+def levels(x: torch.Tensor) -> torch.Tensor:
+    """Which of the pictures 0, 10, 20, ... each frame shows."""
+    red = x[:, 0].mean(dim=(-1, -2)) * 0.229 + 0.485
+    return (red * 25.5).round().int()
 
 
 def test_the_middle_of_each_part() -> None:
@@ -163,11 +171,10 @@ def test_the_stored_square_is_the_middle() -> None:
 def test_frames_of_a_batch() -> None:
     pictures = [np.full((20, 20, 3), 10 * k, dtype=np.uint8) for k in range(9)]
     stored = torch.from_numpy(np.stack([to_store(pictures, 9, 14)] * 32))  # [32, 9, 16, 16, 3]
-    level = lambda x: ((x[:, 0].mean(dim=(-1, -2)) * 0.229 + 0.485) * 25.5).round().int()  # noqa: E731
     plain = to_inputs(stored, 14, 3, None)
     assert plain.shape == (32, 3, 3, 14, 14)
-    assert level(plain)[0].tolist() == [1, 4, 7]
-    drawn = level(to_inputs(stored, 14, 3, torch.Generator().manual_seed(0)))
+    assert levels(plain)[0].tolist() == [1, 4, 7]
+    drawn = levels(to_inputs(stored, 14, 3, torch.Generator().manual_seed(0)))
     for part in range(3):
         assert set(drawn[:, part].tolist()) == {3 * part, 3 * part + 1, 3 * part + 2}
 
@@ -191,7 +198,7 @@ def test_a_filter_bank_shows_a_tone_where_it_belongs() -> None:
     bank = log_fbank(torch.from_numpy(tone(1000, 10.0).astype(np.float32)), RATE, 128)
     assert bank.shape == (998, 128)  # 1 + (160000 - 400) // 160
     mel = [1127 * np.log(1 + hertz / 700) for hertz in (20, 1000, 8000)]
-    assert int(bank.mean(dim=0).argmax()) == pytest.approx(128 * (mel[1] - mel[0]) / (mel[2] - mel[0]), abs=1)
+    assert int(bank.mean(dim=0).argmax()) == pytest.approx(129 * (mel[1] - mel[0]) / (mel[2] - mel[0]) - 1, abs=0.6)
     silence = log_fbank(torch.zeros(16000), RATE, 128)
     assert silence.unique().tolist() == pytest.approx([np.log(2.0**-23)])
     assert log_fbank(torch.zeros(399), RATE, 128).shape == (0, 128)

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.api import Action, EpochRecord, SiteMeans, SiteRecord, attention_imbalance
+from bench.api import Action, EpochRecord, SiteMeans, SiteRecord, TaskSpec, attention_imbalance
 
 rollingq = importlib.import_module("bench.plugins.methods.rollingq")
 
 SITE = "attention.site"
+TASK = TaskSpec(MODALITIES[:2], dict.fromkeys(MODALITIES[:2], 8), 3, 48)
 
 
 class GivenMeans(TinyRun):
@@ -271,7 +272,7 @@ def test_an_imbalance_that_is_no_number_decides_nothing():
 
 def test_of_several_sites_the_first_that_may_is_rotated():
     quiet, spent, ready = record({"audio": 0.0, "visual": 0.0}), record(ROTATING, num_rotations=1), record(ROTATING)
-    action = decide({"one": quiet, "two": spent, "three": ready, "four": ready})
+    action = decide({"one": quiet, "two": spent, "three": ready, "four": ready}, progressive=False)
     assert action is not None
     assert action.values["site"] == "three"
 
@@ -437,3 +438,125 @@ def test_training_goes_on_after_a_rotation():
     losses = run.train()
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[0]
+
+
+ADAPTIVE = {"cooldown": 2, "release": 0.5, "settle": 4}
+
+
+def due(*course: tuple[float, int], **given: float) -> bool:
+    """Whether to rotate after epochs with these AIRs, each with the number of rotations before it."""
+    cosines = [{"audio": value / 2, "visual": -value / 2} for value, _ in course]
+    return rollingq.rotation_is_due(cosines, [count for _, count in course], 0.4, **{**ADAPTIVE, **given})
+
+
+def rotations_of(curve: list[float], rebound: float = -0.5) -> list[int]:
+    """Epochs after which the adaptive schedule rotates where AIR follows a curve that starts anew each time.
+
+    Every rotation hands the lead over (AIR x rebound), after which the curve goes on from its first value.
+    """
+    course, rotated, position = [(curve[0], 0)], [], 0
+    for epoch in range(len(curve) * 3):
+        count = len(rotated)
+        if due(*course):
+            rotated.append(epoch)
+            course.append((course[-1][0] * rebound, count + 1))
+            position = -1
+        else:
+            position = min(position + 1, len(curve) - 1)
+            course.append((curve[position], count))
+    return rotated
+
+
+def test_adaptive_waits_for_beta_however_long():
+    assert not due((0.1, 0), (0.2, 0), (0.39, 0))
+    assert due((0.1, 0), (0.2, 0), (0.41, 0))
+    assert due((-0.41, 0))
+    assert rotations_of([0.1] * 9) == []
+
+
+def test_adaptive_takes_turning_over_for_no_relapse():
+    """A rotation by rho > 0 hands the lead to the other modality, which is what it is for."""
+    assert not due((0.9, 0), (-0.6, 1), (-0.6, 1), (-0.6, 1), (-0.5, 1))
+    assert due((0.9, 0), (-0.6, 1), (-0.6, 1), (0.6, 1))
+
+
+def test_adaptive_takes_a_lead_that_grows_out_of_balance_for_an_imbalance():
+    assert not due((0.9, 0), (-0.3, 1), (-0.3, 1), (-0.6, 1))
+    assert due((0.9, 0), (-0.3, 1), (-0.1, 1), (-0.6, 1))
+    assert not due((0.9, 0), (-0.3, 1), (-0.1, 1), (-0.6, 1), release=0.0)
+
+
+def test_adaptive_cools_down_after_every_rotation():
+    assert not due((0.9, 0), (0.8, 1))
+    assert due((0.9, 0), (0.8, 1), (0.8, 1))
+    assert due((0.9, 0), (0.8, 1), cooldown=1)
+    assert not due((0.9, 0), (0.8, 1), (0.8, 1), (0.8, 2))
+    assert not due((0.9, 0), (0.8, 1), (0.8, 1), (0.8, 1), cooldown=4)
+
+
+def test_adaptive_ends_when_air_stays_small():
+    calm = [(0.1, 1)] * 4
+    assert not due((0.9, 0), *calm, (0.9, 1))
+    assert due((0.9, 0), *calm[:3], (0.9, 1))
+    assert due((0.9, 0), *calm, (0.9, 1), settle=5)
+    assert due(*[(0.1, 0)] * 9, (0.9, 0))  # before the first rotation nothing has settled
+    assert due((0.9, 0), (0.1, 1), (0.3, 1), (0.1, 1), (0.1, 1), (0.1, 1), (0.9, 1))  # not in a row
+
+
+def test_adaptive_rotates_as_often_as_the_query_relapses():
+    assert rotations_of([0.1, 0.3, 0.5, 0.7, 0.9]) == [2, 6, 10, 14]
+    assert rotations_of([0.1, 0.1, 0.1, 0.1, 0.1, 0.5]) == [5]  # by then it has settled
+
+
+def test_adaptive_follows_the_modality_that_leads_where_there_are_three():
+    names = ("audio", "visual", "text")
+    before, same, other = ((0.8, 0.1, 0.0), (0.7, 0.1, 0.0), (0.1, 0.8, 0.0))
+
+    def with_last(last: tuple[float, ...]) -> bool:
+        course = [dict(zip(names, values, strict=True)) for values in (before, other, last)]
+        return rollingq.rotation_is_due(course, [0, 1, 1], 0.4, **ADAPTIVE)
+
+    assert with_last(same)
+    assert not with_last(other)
+
+
+def course_of(*airs: tuple[float, int], num_epochs: int = 30) -> list[EpochRecord]:
+    """Records of one site with these AIRs and numbers of rotations."""
+    sites = [record({"audio": a / 2, "visual": -a / 2}, num_rotations=n) for a, n in airs]
+    return [EpochRecord(e, {}, 0.1, {"one": site}, num_epochs=num_epochs) for e, site in enumerate(sites)]
+
+
+def test_the_adaptive_schedule_decides_by_the_records_and_not_by_the_limit():
+    adaptive = strategy("rollingq", TinyRun("vanilla_mt").task, schedule="adaptive", max_rotations=1)
+    fixed = strategy("rollingq", TinyRun("vanilla_mt").task, max_rotations=1)
+    relapse = course_of((0.9, 0), (-0.5, 1), (0.8, 1))
+    assert fixed.decide(relapse) is None
+    action = adaptive.decide(relapse)
+    assert action == fixed.decide(course_of((0.9, 0)))  # the same act: who decided is no part of it
+    assert adaptive.decide(relapse) == action
+    assert adaptive.decide(relapse[:2]) is None
+
+
+def test_an_adaptive_rotation_leaves_epochs_to_learn_from_it():
+    adaptive = strategy("rollingq", TinyRun("vanilla_mt").task, schedule="adaptive", cooldown=3)
+    assert adaptive.decide(course_of((0.1, 0), (0.9, 0), num_epochs=5)) is not None
+    assert adaptive.decide(course_of((0.1, 0), (0.9, 0), num_epochs=4)) is None
+    assert adaptive.decide(course_of((0.9, 0), num_epochs=0)) is not None  # not known
+
+
+def test_released_is_never_adaptive():
+    released = strategy("rollingq", TinyRun("vanilla_mt").task, preset="released", schedule="adaptive")
+    assert released.decide(course_of((0.9, 0), (-0.5, 1), (0.8, 1))) is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=40), st.integers(1, 6))
+def test_an_adaptive_schedule_never_costs_more_passes_than_it_says(airs, cooldown):
+    plugin = rollingq.RollingQ
+    chosen = plugin.Settings(schedule="adaptive", cooldown=cooldown, beta=0.0)
+    adaptive, count, given_so_far = plugin(chosen, TASK), 0, []
+    for epoch, air_now in enumerate(airs[:-1] or airs):
+        given_so_far.append((air_now, count))
+        history_now = course_of(*given_so_far, num_epochs=len(airs))
+        count += epoch + 1 < len(airs) and adaptive.decide(history_now) is not None
+    assert count <= plugin.extra_passes(chosen, len(airs)).forwards

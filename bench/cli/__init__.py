@@ -1,0 +1,56 @@
+"""The command line: the only rooms that print. Heavy libraries are imported inside commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from bench.cli import data, looking, running, tracking
+from bench.cli.options import DONE, INTERRUPTED, WRONG_REQUEST
+
+app = typer.Typer(
+    name="bench",
+    help="A referee for multimodal fusion methods: train, compare, tabulate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(running.run)
+app.command()(running.plan)
+app.command()(running.report)
+app.command()(running.status)
+app.command(name="list")(looking.list_)
+app.command()(looking.cost)
+app.command()(looking.check)
+app.command()(looking.doctor)
+app.command()(tracking.sync)
+app.command()(tracking.ui)
+app.add_typer(data.app)
+
+
+def main() -> NoReturn:
+    """Run the command line; every error the user can mend is one text on stderr and exit code 2."""
+    from bench.errors import BenchError
+
+    # Libraries that would call home, or wait a minute for a hub that is not there.
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "true")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to stderr
+    try:
+        app()
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(WRONG_REQUEST)
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
+        # Typer makes an exit of Ctrl-C, without a word.
+        print("stopped; the same command goes on where this one ended", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(DONE)
+    sys.exit(DONE)

@@ -1,0 +1,167 @@
+"""Commands that run, plan and report trials."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli.options import (
+    SOME_FAILED,
+    Assign,
+    ConfigFile,
+    DataRoot,
+    Datasets,
+    Folds,
+    Format,
+    Methods,
+    Prepared,
+    Protocol,
+    Results,
+    Seeds,
+)
+from bench.cli.place import left_out, planned, workplace
+from bench.cli.screen import print_json, say, table
+
+
+def run(
+    methods: Methods = None,
+    datasets: Datasets = None,
+    seeds: Seeds = None,
+    folds: Folds = None,
+    protocol: Protocol = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
+    assign: Assign = None,
+    results: Results = None,
+    data_root: DataRoot = None,
+    prepared: Prepared = None,
+    config: ConfigFile = None,
+    format: Format = "text",
+) -> None:
+    """Train what is missing, score it, and write the tables."""
+    from bench.execute.local import LocalExecutor, devices
+    from bench.progress import Display
+    from bench.report.build import build
+    from bench.store import Store
+    from bench.sweep import Sweep, truths
+    from bench.tracking import mirror
+
+    overrides = {"methods": methods, "datasets": datasets, "seeds": seeds, "folds": folds, "protocol": protocol}
+    assign = [*(assign or ()), *([f"execute.device={device}"] if device else ())]
+    place = workplace(config, results, data_root, prepared, overrides, assign)
+    slots = devices(place.config.execute.device, place.config.execute.slots)
+    store = Store(place.results)
+    selected, unusable, wanted = planned(place)
+    sweep = Sweep(wanted, selected, store)
+    request = sweep.record_request()
+    missing = sweep.missing()
+    quiet = format == "json"
+    say(quiet, *left_out(wanted, unusable))
+    failed = 0
+    if not missing:
+        say(quiet, f"nothing to do: all {len(wanted.trials)} trials are there")
+    else:
+        say(quiet, f"{len(missing)} of {len(wanted.trials)} trials to train, {len(slots)} at a time")
+        tracking = mirror(place.config.tracking, store, request)
+        with LocalExecutor(slots[: len(missing)]) as executor, tracking, Display(missing, quiet=quiet) as display:
+            for outcome in sweep.run(executor, display.observe):
+                display.done(outcome)
+                failed += outcome.status != "finished"
+                tracking.submit(outcome.spec.id, finished=outcome.status == "finished")
+        say(quiet, *(f"warning: {problem}; `bench sync` repairs it" for problem in tracking.problems))
+    report = build(store, request, truths(selected))
+    if quiet:
+        print_json(report.to_json())
+    else:
+        print(f"\n{report.paper_markdown}\n\ntables: {store.folder / 'tables'}")
+    if failed:
+        print(f"{failed} trials failed; `bench status` says why; the same command tries them again", file=sys.stderr)
+        raise typer.Exit(SOME_FAILED)
+
+
+def plan(
+    methods: Methods = None,
+    datasets: Datasets = None,
+    seeds: Seeds = None,
+    folds: Folds = None,
+    protocol: Protocol = None,
+    assign: Assign = None,
+    results: Results = None,
+    data_root: DataRoot = None,
+    prepared: Prepared = None,
+    config: ConfigFile = None,
+    format: Format = "text",
+) -> None:
+    """What would run, and what is already there. Trains nothing."""
+    from bench.store import Store
+    from bench.sweep import Sweep, request_of
+
+    overrides = {"methods": methods, "datasets": datasets, "seeds": seeds, "folds": folds, "protocol": protocol}
+    place = workplace(config, results, data_root, prepared, overrides, assign)
+    store = Store(place.results)
+    selected, unusable, wanted = planned(place)
+    missing = {spec.id for spec in Sweep(wanted, selected, store).missing()}
+    if format == "json":
+        request = request_of(wanted)
+        not_usable = [{"dataset": u.label, "reason": u.reason} for u in unusable]
+        state = {"trials": len(wanted.trials), "missing": sorted(missing), "unusable": not_usable}
+        print_json({**request, **state, "config": place.config.model_dump(mode="json")})
+        return
+    rows = []
+    for row in wanted.rows:
+        ids = [spec.id for group in row.groups for spec in group]
+        there = sum(i not in missing for i in ids)
+        rows.append([row.dataset, row.label, row.method, str(len(ids)), str(there), str(len(ids) - there)])
+    table(["data set", "label", "method", "trials", "there", "missing"], rows)
+    say(False, *left_out(wanted, unusable))
+    print(f"\n{len(missing)} of {len(wanted.trials)} distinct trials to train; results in {store.folder}")
+    print(f"\nThe configuration in use:\n{_lines(place.config.model_dump(mode='json'))}")
+
+
+def report(
+    results: Results = None,
+    data_root: DataRoot = None,
+    prepared: Prepared = None,
+    config: ConfigFile = None,
+    format: Format = "text",
+) -> None:
+    """Write the tables of the latest run again, from what is stored. Trains nothing."""
+    from bench.errors import RequestError
+    from bench.report.build import build
+    from bench.store import Store
+    from bench.sweep import truths_of_stored
+
+    place = workplace(config, results, data_root, prepared, {}, None)
+    store = Store(place.results)
+    request = store.latest_sweep()
+    if request is None:
+        raise RequestError(f"{store.folder}: nothing was run here yet; `bench run` makes results")
+    built = build(store, request, truths_of_stored(place.prepared))
+    if format == "json":
+        print_json(built.to_json())
+    else:
+        print(f"{built.markdown}\n\ntables: {store.folder / 'tables'}")
+
+
+def status(results: Results = None, config: ConfigFile = None, format: Format = "text") -> None:
+    """How far the latest run is, and why trials failed."""
+    from bench import listing
+    from bench.store import Store
+
+    place = workplace(config, results, None, None, {}, None)
+    found = listing.status(Store(place.results))
+    if format == "json":
+        print_json(found)
+        return
+    lines = [[r["dataset"], r["label"], str(r["finished"]), str(r["failed"]), str(r["missing"])] for r in found["rows"]]
+    table(["data set", "row", "finished", "failed", "missing"], lines)
+    print(f"{found['trials']} trials in {found['results']}")
+    for trial, failure in found["failures"].items():
+        print(f"\n{failure['label']} ({trial}): {failure['cause']}\n{failure['text'].rstrip()}")
+
+
+def _lines(values: dict[str, Any]) -> str:
+    """A configuration, one line per key, as bench.yaml would say it."""
+    return "\n".join(f"  {key}: {json.dumps(value)}" for key, value in values.items())

@@ -1,0 +1,1 @@
+"""Ratios measured on the machine at hand, each beside its target: `python -m benchmarks [NAME ...] [--json]`."""
