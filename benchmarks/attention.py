@@ -1,4 +1,4 @@
-"""The class token's row alone against the full attention of the released code: the same numbers, and how much faster."""
+"""The class token's row alone against the full attention of the released code: equal numbers, and how much faster."""
 
 from __future__ import annotations
 

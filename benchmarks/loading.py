@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms
+from torchvision import transforms  # type: ignore[import-untyped]  # it has no stubs
 
 from bench import names
 from bench.data.prepared import prepare

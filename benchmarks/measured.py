@@ -32,13 +32,13 @@ Seconds = Mapping[str, list[float]]
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], repetitions: int, warmup: int = 1) -> Seconds:
-    """Run every candidate in turn, so that whatever else the machine does hits all alike; in swapped order each time."""
+    """Run every candidate in turn, so that what else the machine does hits all alike; in swapped order each time."""
     for _ in range(warmup):
         for run in candidates.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for repetition in range(repetitions):
-        order = list(candidates) if repetition % 2 == 0 else list(reversed(candidates))
+        order = list(candidates) if repetition % 2 == 0 else list(candidates)[::-1]
         for name in order:
             started = time.perf_counter()
             candidates[name]()

@@ -54,10 +54,10 @@ def run() -> Iterator[Measured]:
 
 def read_all(folder: Path) -> tuple[int, int]:
     """KiB resident at the peak, and without pages of files, after two passes over a set in random order."""
-    reader = Reader(Prepared.open(folder), Blocks(Blocks.Settings()), ("audio",))
-    count = int(folder.stat().st_size and len(Prepared.open(folder).index))
+    prepared = Prepared.open(folder)
+    reader = Reader(prepared, Blocks(Blocks.Settings()), ("audio",))
     for _ in range(2):
-        for index in torch.randperm(count).split(64):
+        for index in torch.randperm(len(prepared.index)).split(64):
             reader.inputs(index).values["audio"].sum()
     lines = Path("/proc/self/status").read_text().splitlines()
     status = {key: value.split()[0] for key, value in (line.split(":", 1) for line in lines) if value.split()}

@@ -38,9 +38,13 @@ def _rate(root: Path, workers: int) -> tuple[float, float]:
     part, dataset = names.resolve_dataset("crema_d", {})
     seen: list[tuple[float, int]] = []
     started = time.perf_counter()
+
+    def progress(done: int, total: int) -> None:
+        del total
+        seen.append((time.perf_counter(), done))
+
     with tempfile.TemporaryDirectory(prefix="bench-prepared-") as store:
-        note = lambda done, total: seen.append((time.perf_counter(), done))  # noqa: E731  # a callback of one line
-        prepare("crema_d", dataset, part.code, root, Path(store), workers=workers, progress=note)
+        prepare("crema_d", dataset, part.code, root, Path(store), workers=workers, progress=progress)
     whole = time.perf_counter() - started
     # By then every process has stored something.
     first, last = seen[min(len(seen) - 2, 2 * workers)], seen[-1]

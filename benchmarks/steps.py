@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -71,7 +72,7 @@ def run() -> Iterator[Measured]:
         yield Measured(f"validation, {precision}", faster, goal, "at least", "x faster", spread(seconds))
 
 
-def _training(precision: str) -> Training:
+def _training(precision: Literal["fp32", "bf16"]) -> Training:
     recipe = dataclasses.replace(RECIPES["published"], batch_size=BATCH, precision=precision)
     return training_on("vanilla_mt:dropout=0", table4_data(), BATCH, recipe)
 
@@ -84,7 +85,6 @@ def _apart(ours: Training, plain: PlainModel) -> float:
         *zip(ours.model.probes.parameters(), plain.probes.parameters(), strict=True),
         *((fusion.get_parameter(f"{n}.weight"), plain.get_parameter(f"{n}.weight")) for n in ("query", "key", "value")),
     ]
-    # By shape and sum: a block's parts are listed in another order here than there.
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 

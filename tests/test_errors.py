@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -190,18 +189,35 @@ def test_raw_files_that_are_missing_are_named_with_their_source(bench: CommandLi
     refused(answer, f"--datasets: {name}: ", needed, str(bench.data_root))
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut short", "not json"])
-def test_a_damaged_prepared_file_is_named_with_what_mends_it(bench: CommandLine, tmp_path: Path, damage: str) -> None:
-    bench.plan("--methods", "concat")
-    shutil.copytree(bench.prepared, tmp_path / "prepared")
+@pytest.fixture
+def prepared(bench: CommandLine, tmp_path: Path) -> Path:
+    """The folder of a prepared data set that no other test uses."""
     bench.prepared = tmp_path / "prepared"
-    (folder,) = (f.parent for f in bench.prepared.glob("planted-*/manifest.json") if '"samples": 96' in f.read_text())
-    file = folder / ("manifest.json" if damage == "not json" else "audio.npy")
-    if damage == "missing":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:99])
-    refused(bench.run("--methods", "concat"), str(file), "prepare")
+    bench.plan("--methods", "sum")
+    (folder,) = (manifest.parent for manifest in bench.prepared.glob("*/manifest.json"))
+    return folder
+
+
+@pytest.mark.parametrize("file", ["audio.npy", "manifest.json", "index.parquet"])
+def test_prepared_files_that_are_gone_or_cut_short_are_written_again(
+    bench: CommandLine, prepared: Path, file: str
+) -> None:
+    whole = (prepared / "audio.npy").read_bytes()
+    (prepared / file).write_bytes((prepared / file).read_bytes()[:99])
+    (prepared / "visual.npy").unlink()
+    bench.plan("--methods", "sum")
+    assert (prepared / "audio.npy").read_bytes() == whole
+    assert bench("data", "verify", DATASET).code == DONE
+
+
+def test_a_prepared_file_with_other_content_is_named_with_what_mends_it(bench: CommandLine, prepared: Path) -> None:
+    for name in ("audio.npy", "index.parquet"):
+        file = prepared / name
+        file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
+        answer = bench("data", "verify", DATASET)
+        assert answer.code != DONE
+        assert str(file) in answer.out + answer.err
+    refused(bench.run("--methods", "sum"), f"{prepared / 'index.parquet'}: ", "`bench data prepare planted")
 
 
 def test_a_results_folder_that_cannot_be_used_is_refused_before_training(bench: CommandLine) -> None:
@@ -227,7 +243,8 @@ def test_nothing_to_report_says_what_makes_results(bench: CommandLine) -> None:
 @pytest.fixture
 def finished(bench: CommandLine) -> Callable[[], dict[str, float]]:
     """The stored trials and when they were written."""
-    return lambda: {f.parent.name: f.stat().st_mtime_ns for f in bench.results.glob("trials/*/record.json")}
+    # A trial in the making has a folder whose name begins with a dot.
+    return lambda: {f.parent.name: f.stat().st_mtime_ns for f in bench.results.glob("trials/[!.]*/record.json")}
 
 
 def test_a_loss_that_is_not_finite_ends_its_trial_and_not_the_sweep(

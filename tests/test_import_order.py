@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    {"errors", "contract", "recipes"},
+    {"errors", "network", "contract", "recipes"},
     {"api", "config"},
     {"layers", "plugins"},
     {"encoders", "names"},

@@ -246,18 +246,22 @@ class _Queue:
         self._more = True
 
     def take(self) -> tuple[str, MakeJob] | None:
-        """A trial whose settings are not in training already: of two equal ones the second finds all stored."""
-        if time.monotonic() >= self._not_before:
-            for trial in self._ready:
-                if trial.spec.id not in self._running:
-                    self._ready.remove(trial)
-                    return self._start(trial)
-        while self._more:
-            new = self._propose()
-            if new is not None and new.spec.id not in self._running:
-                return self._start(new)
-            if new is not None:
-                self._ready.append(new)
+        """A trial whose settings are not in training already: of two equal ones the second finds all stored.
+
+        Nothing new is proposed while a trial waits, so that the sampler knows as much as it can.
+        """
+        if time.monotonic() < self._not_before:
+            return None
+        for trial in self._ready:
+            if trial.spec.id not in self._running:
+                self._ready.remove(trial)
+                return self._start(trial)
+        new = self._propose() if self._more and not self._ready else None
+        if new is None:
+            return None
+        if new.spec.id not in self._running:
+            return self._start(new)
+        self._ready.append(new)
         return None
 
     def waiting(self) -> int:
