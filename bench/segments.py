@@ -207,13 +207,8 @@ def sound_weights(trajectories: Path, segment: str, epoch: int) -> Path | None:
     return file if stored is not None and _digest(file) == stored["safetensors"] else None
 
 
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file atomically (its own writer makes files that colleagues cannot read)."""
-    write_bytes(file, tensors_bytes(tensors))
-
-
 def tensors_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """The bytes of a safetensors file."""
+    """The bytes of a safetensors file (its own writer makes files that colleagues cannot read)."""
     from safetensors.torch import save
 
     content: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})

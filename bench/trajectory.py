@@ -36,7 +36,6 @@ from bench.segments import (
     record_from_json,
     sound_weights,
     weights_file,
-    write_tensors,
 )
 from bench.train import Evaluation, Training
 
@@ -55,10 +54,19 @@ __all__ = [
     "read_outputs",
     "record_from_json",
     "weights_file",
-    "write_tensors",
 ]
 
-INSIDE_AN_EPOCH = ("setup", "epoch_start", "terms", "backward", "grads", "train_step", "train_epoch", "epoch_end")
+INSIDE_AN_EPOCH = (
+    "seed_offset",
+    "setup",
+    "epoch_start",
+    "terms",
+    "backward",
+    "grads",
+    "train_step",
+    "train_epoch",
+    "epoch_end",
+)
 """Hooks that act while an epoch is trained: a strategy that overrides one is part of every lineage from the start."""
 
 _MACHINE = ("threads", "compile", "device", "torch", "evaluated")

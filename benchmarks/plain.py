@@ -55,14 +55,17 @@ class PlainEncoder(nn.Module):
 
 
 class PlainModel(nn.Module):
-    """Two encoders, attention of every token to every token, the class token's row to a head, and two probes."""
+    """Two encoders, attention of every token to every token, the class token's row to a head, and two probes.
+
+    Its parameters are those of a copy of a model of the harness, `original`.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        model = copy.deepcopy(model)
-        fusion: Any = model.fusion
-        self.encoders = nn.ModuleDict({m: PlainEncoder(encoder) for m, encoder in model.encoders.items()})
-        self.probes, self.head = model.probes, fusion.head
+        self.original = copy.deepcopy(model)
+        fusion: Any = self.original.fusion
+        self.encoders = nn.ModuleDict({m: PlainEncoder(encoder) for m, encoder in self.original.encoders.items()})
+        self.probes, self.head = self.original.probes, fusion.head
         self.class_token, self.query, self.key = (getattr(fusion.attention, n) for n in ("class_token", "query", "key"))
         self.value, self.out = fusion.attention.value, fusion.attention.out
 

@@ -79,12 +79,7 @@ def _training(precision: Literal["fp32", "bf16"]) -> Training:
 
 def _apart(ours: Training, plain: PlainModel) -> float:
     """The largest absolute difference between weights that mean the same."""
-    fusion = ours.model.fusion.get_submodule("attention")
-    pairs = [
-        *zip(ours.model.encoders.parameters(), plain.encoders.parameters(), strict=True),
-        *zip(ours.model.probes.parameters(), plain.probes.parameters(), strict=True),
-        *((fusion.get_parameter(f"{n}.weight"), plain.get_parameter(f"{n}.weight")) for n in ("query", "key", "value")),
-    ]
+    pairs = zip(ours.model.parameters(), plain.original.parameters(), strict=True)
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 

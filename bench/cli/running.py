@@ -75,7 +75,7 @@ def run(
     if quiet:
         print_json(report.to_json())
     else:
-        print(f"\n{report.paper_markdown}\n\ntables: {store.folder / 'tables'}")
+        print(f"\n{report.paper_markdown}\n\ntables: {store.folder / 'tables'}\npage: {store.folder / 'report.html'}")
     if failed:
         print(f"{failed} trials failed; `bench status` says why; the same command tries them again", file=sys.stderr)
         raise typer.Exit(SOME_FAILED)
@@ -87,6 +87,9 @@ def plan(
     seeds: Seeds = None,
     folds: Folds = None,
     protocol: Protocol = None,
+    detect: Annotated[
+        float | None, typer.Option("--detect", help="Seeds and folds it takes to see so many points of difference.")
+    ] = None,
     assign: Assign = None,
     results: Results = None,
     data_root: DataRoot = None,
@@ -95,6 +98,7 @@ def plan(
     format: Format = "text",
 ) -> None:
     """What would run, and what is already there. Trains nothing."""
+    from bench.report.power import detect as seeds_needed
     from bench.store import Store
     from bench.sweep import Sweep, request_of
 
@@ -103,10 +107,13 @@ def plan(
     store = Store(place.results)
     selected, unusable, wanted = planned(place)
     missing = {spec.id for spec in Sweep(wanted, selected, store).missing()}
+    request = request_of(wanted)
+    needs = [] if detect is None else seeds_needed(detect, store, request, selected)
     if format == "json":
-        request = request_of(wanted)
         not_usable = [{"dataset": u.label, "reason": u.reason} for u in unusable]
         state = {"trials": len(wanted.trials), "missing": sorted(missing), "unusable": not_usable}
+        if needs:
+            state["detect"] = [need.to_json() for need in needs]
         print_json({**request, **state, "config": place.config.model_dump(mode="json")})
         return
     rows = []
@@ -117,10 +124,15 @@ def plan(
     table(["data set", "label", "method", "trials", "there", "missing"], rows)
     say(False, *left_out(wanted, unusable))
     print(f"\n{len(missing)} of {len(wanted.trials)} distinct trials to train; results in {store.folder}")
+    for need in needs:
+        print(need)
     print(f"\nThe configuration in use:\n{_lines(place.config.model_dump(mode='json'))}")
 
 
 def report(
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail on unequal budgets, missing mandatory rows, unfinished rows.")
+    ] = False,
     results: Results = None,
     data_root: DataRoot = None,
     prepared: Prepared = None,
@@ -130,6 +142,7 @@ def report(
     """Write the tables of the latest run again, from what is stored. Trains nothing."""
     from bench.errors import RequestError
     from bench.report.build import build
+    from bench.report.build import strict as problems_of
     from bench.store import Store
     from bench.sweep import truths_of_stored
 
@@ -142,7 +155,11 @@ def report(
     if format == "json":
         print_json(built.to_json())
     else:
-        print(f"{built.markdown}\n\ntables: {store.folder / 'tables'}")
+        print(f"{built.markdown}\n\ntables: {store.folder / 'tables'}\npage: {store.folder / 'report.html'}")
+    problems = problems_of(built) if strict else []
+    if problems:
+        print("\n".join(f"not fair: {problem}" for problem in problems), file=sys.stderr)
+        raise typer.Exit(SOME_FAILED)
 
 
 def status(results: Results = None, config: ConfigFile = None, format: Format = "text") -> None:

@@ -87,7 +87,7 @@ def test_it_stands_on_concat_and_is_not_listed() -> None:
     """`--methods all` has no placebo; width is between 0 and 1."""
     assert names.resolve_method("placebo", ("audio", "visual")).canonical == "concat+placebo"
     assert "placebo" not in names.all_methods(("audio", "visual"))
-    with pytest.raises(RequestError, match="0.0 to 1.0"):
+    with pytest.raises(RequestError, match=r"0\.0 to 1\.0"):
         names.resolve_method("placebo:width=1.5", ("audio", "visual"))
 
 
