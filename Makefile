@@ -12,7 +12,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e . --group dev --extra slurm -c constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[slurm]' --group dev -c constraints.txt
 	touch $(READY)
 
 run: $(READY)

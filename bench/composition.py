@@ -33,7 +33,9 @@ def refuse_illegal(method: Method, where: str = "") -> None:
 
 def replaces(strategy: type[Any], hook: str) -> bool:
     """Whether a strategy has its own version of a hook."""
-    return getattr(strategy, hook) is not getattr(Strategy, hook)
+    own, default = (getattr(kind, hook) for kind in (strategy, Strategy))
+    # A class method is bound anew each time it is asked for; its function is the same.
+    return getattr(own, "__func__", own) is not getattr(default, "__func__", default)
 
 
 def reason_to_skip(method: Method, task: TaskSpec) -> str | None:

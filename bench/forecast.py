@@ -211,7 +211,7 @@ def _tried(spec: TrialSpec, prepared: Prepared, positions: Mapping[str, np.ndarr
             clock.append(time.perf_counter())
             segment = Path(folder) / visit.segment
         # The first epoch builds the model and the last one stores the whole state: what lies between is an epoch.
-        seconds = min(after - before for before, after in itertools.pairwise(clock[1:-1]))
+        seconds = statistics.mean(after - before for before, after in itertools.pairwise(clock[1:-1]))
         start = max(0.0, clock[1] - begun - seconds)
         state = max((file.stat().st_size for file in segment.glob("*.pt")), default=0)
         last = {suffix: epoch_file(segment, EPOCHS_TRIED - 1, suffix) for suffix in ("npz", "json", "safetensors")}

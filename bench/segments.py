@@ -153,7 +153,8 @@ class Segment:
         file = self.folder / f"{purpose}-{epoch:04d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
         write_bytes(file, content)
         for older in self.snapshots(epoch + 1):
-            if older.file != file and (older.file.name.startswith("resume-") or older.epoch == epoch):
+            replaced = older.file.name.startswith(("resume-", f"{purpose}-{epoch:04d}-"))
+            if replaced and older.file != file:
                 older.file.unlink(missing_ok=True)
 
 
