@@ -165,6 +165,13 @@ class Config(_Section):
             raise ValueError(f"seeds from {TUNING_SEEDS} on are kept for `bench tune`; name smaller ones")
         return value
 
+    @field_validator("seeds", "folds", mode="after")
+    @classmethod
+    def _distinct(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError(f"one is named twice: {list(value)}")
+        return value
+
     @field_validator("folds", mode="before")
     @classmethod
     def _folds(cls, value: Any) -> Any:
@@ -243,7 +250,10 @@ def _assign(values: dict[str, Any], places: dict[Path_, str], assignment: str) -
     path = tuple(key.split("."))
     if not sign or not all(re.fullmatch(r"[a-z_]\w*", word) for word in path):
         raise RequestError(f"--set {assignment}: expected key=value, e.g. recipe.epochs=5 or rollingq.rho=2")
-    value = yaml.load(text, _Loader) if text else ""
+    try:
+        value = yaml.load(text, _Loader) if text else ""
+    except yaml.YAMLError as error:
+        raise RequestError(f"--set {assignment}: the value is not YAML: {str(error).splitlines()[0]}") from None
     if path[0] not in Config.model_fields and len(path) == 2:
         path = ("settings", *path)  # PLUGIN.SETTING=VALUE
         value = text

@@ -19,6 +19,8 @@ from bench import plugins
 from bench.api import DataSet, Derived, Fusion, Hyperparameter, Plugin, Settings, Strategy
 from bench.errors import RequestError, unknown
 
+_STRATEGIES = re.compile(r"\+(?=[a-z_])")
+
 Overrides = Mapping[str, Mapping[str, Any]]
 """Plugin name -> settings given elsewhere than in the text (bench.yaml, --set, a data set's published settings)."""
 
@@ -74,10 +76,15 @@ def split_settings(text: str, where: str = "") -> tuple[str, dict[str, str]]:
     return name, given
 
 
+def first_name(text: str, where: str = "") -> str:
+    """The name a method text begins with."""
+    return split_settings(_STRATEGIES.split(text.strip())[0], where)[0]
+
+
 def resolve_method(text: str, modalities: Sequence[str], overrides: Overrides | None = None, where: str = "") -> Method:
     """The method a text stands for on a data set with these modalities. Raises RequestError for anything unknown."""
     overrides = overrides or {}
-    words = re.split(r"\+(?=[a-z_])", text.strip())
+    words = _STRATEGIES.split(text.strip())
     expanded = _expand(words[0], modalities, where)
     if expanded != words[0]:
         inner = resolve_method(expanded, modalities, overrides, where)

@@ -174,6 +174,19 @@ def make_plan(config: Config, sources: Sources, datasets: Sequence[Selected]) ->
     return Plan(tuple(rows), tuple(skipped))
 
 
+def refuse_early(config: Config, sources: Sources, modalities: Sequence[str]) -> None:
+    """Raise RequestError for what no data set could make right, before anything is prepared.
+
+    `modalities` are those known so far; a name that could be a further one is left to `make_plan`.
+    """
+    _refuse_strangers(config, sources)
+    for i, text in enumerate(config.methods):
+        where = sources.place(("methods", i))
+        known = {*plugins.names("methods"), *modalities}
+        if text != "all" and names.first_name(text, where) in known:
+            refuse_illegal(names.resolve_method(text, tuple(modalities), config.settings, where), where)
+
+
 def task_of(selected: Selected, num_train: int, encoder: EncoderConfig | None = None) -> TaskSpec:
     """What a fusion may know of a data set, with the encoders' widths."""
     encoders = encoders_of(selected, encoder or EncoderConfig())
@@ -208,15 +221,18 @@ def _row_method(
     text: str, where: str, selected: Selected, everywhere: set[str], settings: names.Overrides
 ) -> Method | str:
     modalities = tuple(selected.spec.modalities)
-    head = names.split_settings(text.split("+", 1)[0], where)[0]
+    head = names.first_name(text, where)
     if head in everywhere and head not in modalities and head not in plugins.names("methods"):
         return f"the data set has no modality {head!r} (it has {', '.join(modalities)})"
-    defaults: dict[str, dict[str, Any]] = {k: dict(v) for k, v in selected.dataset.published_settings.items()}
-    for name, given in settings.items():
-        defaults[name] = {**defaults.get(name, {}), **given}
-    method = names.resolve_method(text, modalities, defaults, where)
+    method = names.resolve_method(text, modalities, _defaults(selected, settings), where)
     refuse_illegal(method, where)
     return method
+
+
+def _defaults(selected: Selected, settings: names.Overrides) -> names.Overrides:
+    """The settings published for a data set, overridden by the configuration's."""
+    published = selected.dataset.published_settings
+    return {name: {**published.get(name, {}), **settings.get(name, {})} for name in {*published, *settings}}
 
 
 def _why_not(method: Method, selected: Selected, config: Config) -> str | None:
@@ -229,7 +245,8 @@ def _row(method: Method, selected: Selected, config: Config, protocol: str) -> R
     if method.derived:
         plugin: Derived = method.base.plugin(method.base.settings)
         modalities = tuple(selected.spec.modalities)
-        parts = [names.resolve_method(t, modalities, config.settings) for t in plugin.parts(modalities)]
+        defaults = _defaults(selected, config.settings)
+        parts = [names.resolve_method(t, modalities, defaults) for t in plugin.parts(modalities)]
     else:
         parts = [method]
     recipe = config.recipe.resolve(selected.dataset.recipe, selected.dataset.epochs)

@@ -60,7 +60,12 @@ class _Watched:
     visits: list[Visit] = field(default_factory=list)
     val: list[dict[str, float]] = field(default_factory=list)
     best: int = 0
+    trouble: str = ""
+    """Why its outputs cannot be scored."""
 
+
+_UNSCORABLE = (ValueError, KeyError, ArithmeticError)
+"""What scoring raises for outputs that have no score."""
 
 Observer = Callable[[Event], None]
 
@@ -133,19 +138,26 @@ class Sweep:
     def _follow(self, event: Event, specs: Mapping[str, TrialSpec], agenda: Agenda) -> Outcome | None:
         """Act on an event; an outcome if it ended a trial."""
         if isinstance(event, EpochDone):
-            self._scored(self._watched[event.trial], event.visit)
+            self._score(self._watched[event.trial], event.visit)
         elif isinstance(event, Postponed):
             del self._watched[event.trial]
             agenda.put_back(event.trial, event.segment, event.epoch)
         elif isinstance(event, Finished):
             watched = self._watched.pop(event.trial)
+            if watched.trouble:
+                outcome = self._fail(watched.spec, Failed(event.trial, "error", watched.trouble), watched)
+                agenda.done(event.trial)
+                return outcome
             if self._weights(watched) is None and event.trial not in self._restore:
                 # An earlier sweep removed them, not knowing of this trial.
                 self._restore[event.trial] = watched.best, event.info
                 agenda.put_back(event.trial)
                 return None
             _, before = self._restore.pop(event.trial, (0, {}))
-            outcome = self._finish(watched, {**event.info, **before})
+            try:
+                outcome = self._finish(watched, {**event.info, **before})
+            except _UNSCORABLE as error:
+                outcome = self._fail(watched.spec, Failed(event.trial, "error", _why(error)), watched)
             agenda.done(event.trial)
             self._let_go(watched, agenda)
             return outcome
@@ -193,6 +205,13 @@ class Sweep:
             for segment in segments:
                 remove_weights(self.store.trajectories / segment)
         trim(self.store, needed, self.disk)
+
+    def _score(self, watched: _Watched, visit: Visit) -> None:
+        """Score an epoch; one that cannot be scored fails its trial and not the sweep."""
+        try:
+            self._scored(watched, visit)
+        except _UNSCORABLE as error:
+            watched.trouble = watched.trouble or _why(error)
 
     def _scored(self, watched: _Watched, visit: Visit) -> None:
         outputs = read_outputs(self.store.trajectories, visit.segment, visit.record.epoch)
@@ -387,4 +406,8 @@ def _json(values: Mapping[str, Any]) -> bytes:
     try:
         return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
     except ValueError as error:
-        raise ResultsError(f"a record holds a number that is not finite: {error}") from None
+        raise ValueError(f"a record holds a number that is not finite: {error}") from None
+
+
+def _why(error: Exception) -> str:
+    return f"its outputs cannot be scored: {type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import platform
 import time
 import traceback
@@ -103,7 +104,8 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """The versions that numbers may depend on."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy")}
+    return {"python": platform.python_version(), **libraries}
 
 
 def walk(job: Job, prepared: Prepared) -> Walk:

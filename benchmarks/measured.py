@@ -28,11 +28,11 @@ class Measured:
 
 
 Seconds = Mapping[str, list[float]]
-"""Candidate -> seconds of every repetition; the n-th of all candidates were taken one after another."""
+"""Candidate -> processor seconds of every repetition; the n-th of all candidates were taken one after another."""
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], repetitions: int, warmup: int = 1) -> Seconds:
-    """Run every candidate in turn, so that what else the machine does hits all alike; in swapped order each time."""
+    """Processor time of every candidate, run in turn and in swapped order each time: others hit all of them alike."""
     for _ in range(warmup):
         for run in candidates.values():
             run()
@@ -40,9 +40,9 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], repetitions: int
     for repetition in range(repetitions):
         order = list(candidates) if repetition % 2 == 0 else list(candidates)[::-1]
         for name in order:
-            started = time.perf_counter()
+            started = time.process_time()
             candidates[name]()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.process_time() - started)
     return seconds
 
 

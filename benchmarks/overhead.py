@@ -1,6 +1,7 @@
 """What the harness costs: an epoch of `Training` against a bare loop over the same model and batches.
 
-Evaluation and the pass that measures attention are not counted, in either.
+Evaluation and the pass that measures attention are not counted, in either. What is compared is processor time,
+because on a shared machine waiting is a matter of luck.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from bench import names
-from bench.api import DataSpec, EncoderSpec, Inputs, ModalitySpec, TaskSpec
+from bench.api import DataSpec, EncoderSpec, Inputs, ModalitySpec, Run, Strategy, TaskSpec
 from bench.assembly import assemble
 from bench.conformance.world import MemoryReader
 from bench.recipes import RECIPES, Recipe
@@ -55,17 +56,33 @@ def _data(shapes: dict[str, tuple[int, ...]], encoder: EncoderSpec) -> DataSpec:
     return DataSpec({m: ModalitySpec(encoder, shape, shape, "float32") for m, shape in shapes.items()}, 6)
 
 
+class Clock(Strategy):
+    """Takes the processor time between the first and the last hook of an epoch."""
+
+    def __init__(self) -> None:
+        self.started = self.seconds = 0.0
+
+    def epoch_start(self, run: Run) -> None:
+        """Before the first batch."""
+        self.started = time.process_time()
+
+    def epoch_end(self, run: Run) -> None:
+        """After the last batch, before anything is measured."""
+        self.seconds = time.process_time() - self.started
+
+
 def _compare(what: str, method: str, data: DataSpec, samples: int, recipe: Recipe, repetitions: int) -> Measured:
     with_harness, bare = (training_on(method, data, samples, recipe) for _ in range(2))
+    with_harness.strategies["clock"] = clock = Clock()
     loop = _bare_loop(bare)
     pairs = []
     for repetition in range(repetitions + 1):
-        harness = with_harness.train(repetition % recipe.epochs).train_seconds
-        started = time.perf_counter()
+        with_harness.train(repetition % recipe.epochs)
+        started = time.process_time()
         loop()
-        pairs.append((harness, time.perf_counter() - started))
+        pairs.append((clock.seconds, time.process_time() - started))
     ours, theirs = zip(*pairs[1:], strict=True)
-    percent = 100 * (statistics.median(ours) / statistics.median(theirs) - 1)
+    percent = 100 * (statistics.median(a / b for a, b in pairs[1:]) - 1)
     steps = with_harness.steps_per_epoch
     detail = {
         "harness ms a step": round(1000 * statistics.median(ours) / steps, 3),
@@ -73,7 +90,7 @@ def _compare(what: str, method: str, data: DataSpec, samples: int, recipe: Recip
         "by the fastest epochs %": round(100 * (min(ours) / min(theirs) - 1), 2),
         "epochs": str(repetitions),
     }
-    return Measured(f"training, {what}", percent, LIMIT, "at most", "%", detail)
+    return Measured(f"training, {what}, processor time", percent, LIMIT, "at most", "%", detail)
 
 
 def _bare_loop(training: Training) -> Callable[[], None]:

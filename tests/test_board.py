@@ -273,15 +273,15 @@ def test_a_concat_with_a_strategy_is_no_late_fusion() -> None:
     assert any("no late fusion" in line for line in problems(rows))
 
 
-def test_tuning_budgets_are_read_from_the_record_and_shown(tmp_path: Path) -> None:
-    """50 trials of 300 epochs beside an untuned row; the ensemble of a test below has the sum of its parts."""
+def test_tuning_budgets_are_read_from_the_request_and_shown(tmp_path: Path) -> None:
+    """50 trials of 300 epochs in all beside an untuned row."""
     store = Store(tmp_path / "results")
     tuned, plain = stored.spec("mbt"), stored.spec("sum")
     for spec in (tuned, plain):
         stored.store_trial(store, spec)
-    file = store.trial(tuned.id) / "record.json"
-    file.write_text(file.read_text().replace('"metric"', '"tuning": {"trials": 50, "epochs": 300}, "metric"', 1))
-    report = build(store, stored.request([("mbt", [[tuned]]), ("sum", [[plain]])]))
+    request = stored.request([("mbt", [[tuned]]), ("sum", [[plain]])])
+    request["rows"][0]["tuned"] = {"trials": 50, "trained_epochs": 300, "studies": ["one"]}
+    report = build(store, request)
     frame = report.tables["cost"].sections[0].frame
     assert frame["Tuning trials"].to_list() == ["50", "0"]
     assert frame["Tuning epochs"].to_list() == ["300", "0"]

@@ -36,7 +36,9 @@ ONE_ROOM = {
     "mlflow": {"bench/tracking.py"},
     "optuna": {"bench/study/journal.py"},
     "yaml": {"bench/config.py"},
-    "typer": {f"bench/cli/{name}.py" for name in ("__init__", "data", "looking", "options", "running", "tracking")},
+    "typer": {
+        f"bench/cli/{name}.py" for name in ("__init__", "data", "looking", "options", "running", "tracking", "tuning")
+    },
     "ray": {"bench/execute/ray.py"},
     "submitit": {"bench/execute/slurm.py"},
 }

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from bench.cli import data, looking, running, tracking
+from bench.cli import data, looking, running, tracking, tuning
 from bench.cli.options import DONE, INTERRUPTED, WRONG_REQUEST
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(running.run)
+app.command()(tuning.tune)
 app.command()(running.plan)
 app.command()(running.report)
 app.command()(running.status)
@@ -50,7 +51,4 @@ def main() -> NoReturn:
         # Typer makes an exit of Ctrl-C, without a word.
         print("stopped; the same command goes on where this one ended", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(DONE)
     sys.exit(DONE)

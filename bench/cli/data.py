@@ -13,6 +13,7 @@ from bench.cli.place import workplace
 from bench.cli.screen import dataset_line, print_json, table
 
 if TYPE_CHECKING:
+    from bench.data.prepared import Prepared as PreparedSet
     from bench.data.selection import Selected
     from bench.workplace import Workplace
 
@@ -76,7 +77,7 @@ def prepare(
         if left_out:
             print(f"{left_out} samples were left out; {each.prepared.folder / 'left_out.csv'} says which and why")
         if verify:
-            _verify(each)
+            _verify(each.label, each.prepared)
 
 
 @app.command(name="verify")
@@ -87,8 +88,15 @@ def verify_(
     config: ConfigFile = None,
     assign: Assign = None,
 ) -> None:
-    """Compare the prepared arrays with the hashes in their manifest."""
-    _verify(_prepared(name, workplace(config, None, data_root, prepared, {"datasets": name}, assign)))
+    """Compare the prepared arrays with the hashes in their manifest; prepares nothing."""
+    from bench import names
+    from bench.data.manifest import folder_of
+    from bench.data.prepared import Prepared as PreparedSet
+
+    place = workplace(config, None, data_root, prepared, {"datasets": name}, assign)
+    part, dataset = names.resolve_dataset(name, place.config.settings)
+    folder = folder_of(part.name, dataset, part.code, place.data_root, place.prepared)
+    _verify(name, PreparedSet.open(folder))
 
 
 @app.command()
@@ -131,10 +139,10 @@ def _prepared(name: str, place: Workplace) -> Selected:
     return selected[0]
 
 
-def _verify(selected: Selected) -> None:
-    broken = selected.prepared.verify()
+def _verify(label: str, prepared: PreparedSet) -> None:
+    broken = prepared.verify()
     if broken:
-        print("\n".join(f"changed: {selected.prepared.folder / file}" for file in broken))
-        print(f"`bench data prepare {selected.label} --overwrite` makes them again")
+        print("\n".join(f"changed: {prepared.folder / file}" for file in broken))
+        print(f"`bench data prepare {label} --overwrite` makes them again")
         raise typer.Exit(SOME_FAILED)
-    print(f"{selected.label}: every file is as it was written")
+    print(f"{label}: every file is as it was written")

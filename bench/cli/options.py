@@ -30,3 +30,4 @@ Assign = Annotated[
     typer.Option("--set", help="KEY=VALUE: recipe.epochs=5, or PLUGIN.SETTING=VALUE. Repeatable."),
 ]
 Format = Annotated[Literal["text", "json"], typer.Option("--format", help="For people or for programs.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]

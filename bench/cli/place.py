@@ -33,11 +33,12 @@ def workplace(
 
 def planned(place: Workplace) -> tuple[list[Selected], list[Unusable], Plan]:
     """The data sets asked for, prepared; those that are not usable; and what is to run on them."""
-    from bench.data.selection import select
-    from bench.plan import make_plan
+    from bench.data.selection import modalities_of, select
+    from bench.plan import make_plan, refuse_early
     from bench.progress import Preparing
 
     config, sources = place.config, place.sources
+    refuse_early(config, sources, modalities_of(config.datasets, place.data_root, config.settings))
     places = [sources.place(("datasets", i)) for i in range(len(config.datasets))]
     with Preparing() as progress:
         selected, unusable = select(

@@ -14,6 +14,7 @@ from bench.cli.options import (
     ConfigFile,
     DataRoot,
     Datasets,
+    Device,
     Folds,
     Format,
     Methods,
@@ -24,6 +25,7 @@ from bench.cli.options import (
 )
 from bench.cli.place import left_out, planned, workplace
 from bench.cli.screen import print_json, say, table
+from bench.cli.tuning import run_studies
 
 
 def run(
@@ -32,7 +34,8 @@ def run(
     seeds: Seeds = None,
     folds: Folds = None,
     protocol: Protocol = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
+    device: Device = None,
+    tuned: Annotated[bool, typer.Option("--tuned", help="Tune every row first, all with the same budget.")] = False,
     assign: Assign = None,
     results: Results = None,
     data_root: DataRoot = None,
@@ -45,6 +48,8 @@ def run(
     from bench.progress import Display
     from bench.report.build import build
     from bench.store import Store
+    from bench.study.record import Search
+    from bench.study.tuned import with_tuned
     from bench.sweep import Sweep, truths
     from bench.tracking import mirror
 
@@ -52,12 +57,16 @@ def run(
     assign = [*(assign or ()), *([f"execute.device={device}"] if device else ())]
     place = workplace(config, results, data_root, prepared, overrides, assign)
     slots = devices(place.config.execute.device, place.config.execute.slots)
-    store = Store(place.results)
     selected, unusable, wanted = planned(place)
+    store = Store(place.results)
+    quiet = format == "json"
+    if tuned:
+        trials = place.config.tune.trials
+        run_studies(place, wanted, selected, store, Search(), trials, quiet=quiet)
+        wanted = with_tuned(wanted, store, trials)
     sweep = Sweep(wanted, selected, store)
     request = sweep.record_request()
     missing = sweep.missing()
-    quiet = format == "json"
     say(quiet, *left_out(wanted, unusable))
     failed = 0
     if not missing:
@@ -104,8 +113,8 @@ def plan(
 
     overrides = {"methods": methods, "datasets": datasets, "seeds": seeds, "folds": folds, "protocol": protocol}
     place = workplace(config, results, data_root, prepared, overrides, assign)
-    store = Store(place.results)
     selected, unusable, wanted = planned(place)
+    store = Store(place.results)
     missing = {spec.id for spec in Sweep(wanted, selected, store).missing()}
     request = request_of(wanted)
     needs = [] if detect is None else seeds_needed(detect, store, request, selected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from bench import names, plugins
 from bench.api import DataError, DataSet, DataSpec
 from bench.data.manifest import is_complete, read_manifest
 from bench.data.prepared import Prepared, find, prepare
-from bench.errors import RequestError
+from bench.errors import BenchError, RequestError
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ def select(
         reasons = "\n".join(f"  {u.label}: {u.reason}" for u in unusable)
         raise RequestError(f"no data set is usable here:\n{reasons}")
     return list(selected.values()), unusable
+
+
+def modalities_of(texts: Sequence[str], root: Path, settings: names.Overrides) -> list[str]:
+    """The modalities of all data sets that say so without their files."""
+    found: dict[str, None] = {}
+    for name in [t for text in texts for t in (listed() if text == "all" else [text])]:
+        with contextlib.suppress(BenchError):  # what is wrong with it, `select` says
+            found |= dict.fromkeys(names.resolve_dataset(name, settings)[1].describe(root).modalities)
+    return list(found)
 
 
 def listed() -> list[str]:

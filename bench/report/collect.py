@@ -74,7 +74,7 @@ def _cell(store: Store, row: Mapping[str, Any], scorer: Scorer) -> Cell:
         recipe=_recipe(trials[0].spec["recipe"]),
         data_fingerprint=trials[0].record["data_fingerprint"],
         cost=_cost(groups),
-        tuning=_tuning(groups),
+        tuning=_tuning(row),
         note=_note(cell, row, len(groups), len(scored)),
     )
     if not scored:
@@ -173,11 +173,10 @@ def _passes(trial: Trial) -> dict[str, float]:
     }
 
 
-def _tuning(groups: Sequence[_Group]) -> dict[str, int]:
-    """The budget behind a row's settings; of the trial that had most, and for a derived row the sum of its parts."""
-    none = {"trials": 0, "epochs": 0}
-    each = [[trial.record.get("tuning") or none for trial in group.trials] for group in groups]
-    return {name: max(sum(int(one[name]) for one in parts) for parts in each) for name in none}
+def _tuning(row: Mapping[str, Any]) -> dict[str, int]:
+    """The budget behind a row's settings, as the request says; untuned rows had none."""
+    tuned = row.get("tuned") or {}
+    return {"trials": int(tuned.get("trials", 0)), "epochs": int(tuned.get("trained_epochs", 0))}
 
 
 def _curves(trials: Sequence[Trial]) -> dict[str, tuple[float, ...]]:
