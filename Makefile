@@ -12,7 +12,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[slurm]' --group dev -c constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e . --group dev -c constraints.txt
 	touch $(READY)
 
 run: $(READY)
@@ -38,4 +38,4 @@ benchmarks: $(READY)
 
 constraints: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		pyproject.toml --group dev --extra slurm -o constraints.txt
+		pyproject.toml --group dev -o constraints.txt

@@ -41,7 +41,7 @@ class Evaluation:
 
 
 class Training(Run):
-    """One model in training: `step(epoch)` trains one epoch, `state_dict` is all that must survive."""
+    """One model in training: `train(epoch)` trains one epoch, `state_dict` is all that must survive."""
 
     def __init__(
         self,
