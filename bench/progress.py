@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from bench.execute.events import EpochDone, Event, Started
+from bench.execute.events import EpochDone, Event, Postponed, Started
 from bench.plan import TrialSpec
 from bench.sweep import Outcome
 
@@ -41,6 +41,8 @@ class Display:
             self._running[event.trial] = self._progress.add_task(_name(spec), total=spec.recipe.epochs)
         elif isinstance(event, EpochDone) and event.trial in self._running:
             self._progress.advance(self._running[event.trial])
+        elif isinstance(event, Postponed) and event.trial in self._running:
+            self._progress.remove_task(self._running.pop(event.trial))
 
     def done(self, outcome: Outcome) -> None:
         """One line for a trial that ended."""

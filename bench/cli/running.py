@@ -64,7 +64,7 @@ def run(
         trials = place.config.tune.trials
         run_studies(place, wanted, selected, store, Search(), trials, quiet=quiet)
         wanted = with_tuned(wanted, store, trials)
-    sweep = Sweep(wanted, selected, store)
+    sweep = Sweep(wanted, selected, store, disk=place.config.execute.snapshot_gb * 1e9)
     request = sweep.record_request()
     missing = sweep.missing()
     say(quiet, *left_out(wanted, unusable))
@@ -153,12 +153,12 @@ def report(
     from bench.report.build import build
     from bench.report.build import strict as problems_of
     from bench.store import Store
-    from bench.sweep import truths_of_stored
+    from bench.sweep import request_of_stored, truths_of_stored
 
     place = workplace(config, results, data_root, prepared, {}, None)
     store = Store(place.results)
-    request = store.latest_sweep()
-    if request is None:
+    request = store.latest_sweep() or request_of_stored(store)
+    if not request["rows"]:
         raise RequestError(f"{store.folder}: nothing was run here yet; `bench run` makes results")
     built = build(store, request, truths_of_stored(place.prepared))
     if format == "json":
@@ -169,6 +169,16 @@ def report(
     if problems:
         print("\n".join(f"not fair: {problem}" for problem in problems), file=sys.stderr)
         raise typer.Exit(SOME_FAILED)
+
+
+def prune(results: Results = None, config: ConfigFile = None, assign: Assign = None) -> None:
+    """Remove weights and states that only save time, down to execute.snapshot_gb; results stay."""
+    from bench.retention import prune as prune_trajectories
+    from bench.store import Store
+
+    place = workplace(config, results, None, None, {}, assign)
+    done = prune_trajectories(Store(place.results), None, int(place.config.execute.snapshot_gb * 1e9))
+    print(f"{done.freed / 1e6:.1f} MB freed, {done.kept / 1e6:.1f} MB kept")
 
 
 def status(results: Results = None, config: ConfigFile = None, format: Format = "text") -> None:
