@@ -57,6 +57,8 @@ def test_an_empty_file_and_no_file_give_the_defaults(read: Read) -> None:
         ("seeds: 0\n", "1:8", "at least one seed is needed"),
         ("seeds: true\n", "1:8", "expected a number of seeds or a list of seeds"),
         ("seeds: [1, 1]\n", "1:8", "a seed is named twice"),
+        ("folds: [0, 0]\n", "1:8", "one is named twice"),
+        ("seeds: [0, '0']\n", "1:8", "one is named twice"),
         ("seeds: some\n", "1:8", "expected a number of seeds or a list of seeds, e.g. 3 or 0,1,2"),
         ("folds: some\n", "1:8", "or all"),
         ("- a\n", "1:1", "expected `key: value` lines, found a list"),
@@ -131,6 +133,7 @@ def test_set_reaches_the_settings_of_a_plugin_as_text(read: Read) -> None:
         ("recipe.epochs=0", "--set recipe.epochs: recipe.epochs: Input should be greater than or equal to 1 (found 0)"),
         ("recipe.epoch=1", "unknown key 'epoch'. Did you mean 'epochs'?"),
         ("seeds.more=1", "'seeds' is not a section"),
+        ("recipe.epochs=[1", "--set recipe.epochs=[1: the value is not YAML"),
     ],
 )
 def test_a_wrong_assignment_is_told_which_it_was(read: Read, assignment: str, says: str) -> None:
