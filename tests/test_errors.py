@@ -349,7 +349,7 @@ def test_ctrl_c_in_a_terminal_ends_the_training_processes_too(
     bench.plan("--methods", "audio")
     words = [*SMALL, "--seeds", "1", *NO_MIRROR, "--set", "recipe.epochs=40", "--set", "execute.slots=1"]
     process = subprocess.Popen(
-        [sys.executable, "-c", "from bench.cli import main; main()", "run", *words, "--methods", "audio,concat"],
+        [sys.executable, "-c", "from bench.cli import main; main()", "run", *words, "--methods", "audio,mbt:layers=12"],
         cwd=bench.folder,
         env={**os.environ, "BENCH_PREPARED": str(bench.prepared), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
