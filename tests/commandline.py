@@ -94,7 +94,7 @@ class CommandLine:
 
     def plan(self, *words: str) -> Any:
         """`bench plan` of the same."""
-        answer = self("plan", *SMALL, "--seeds", "1", *NO_MIRROR, *words, "--format", "json")
+        answer = self("plan", "--no-time", *SMALL, "--seeds", "1", *NO_MIRROR, *words, "--format", "json")
         assert answer.code == DONE, answer.err
         return answer.json
 

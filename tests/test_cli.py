@@ -234,7 +234,7 @@ def test_status_and_doctor_as_json(done: CommandLine) -> None:
 
 @pytest.mark.parametrize("command", ["list", "plan", "report", "cost", "status", "doctor", "data list"])
 def test_what_is_shown_as_json_is_also_shown_to_people(done: CommandLine, command: str) -> None:
-    options = {"plan": [*SMALL, *NO_MIRROR, "--methods", "audio"], "cost": ["--datasets", DATASET, "--methods", "sum"]}
+    options = {"plan": ["--no-time", *SMALL, *NO_MIRROR, "--methods", "audio"], "cost": ["--datasets", DATASET, "--methods", "sum"]}
     answer = done(*command.split(), *options.get(command, []))
     assert answer.code == DONE, answer.err
     assert len(answer.out.splitlines()) > 1
@@ -259,12 +259,12 @@ def test_all_data_sets_says_which_are_not_usable_and_what_would_mend_them(
         "planted.samples=96",
     ]
     words += ["--set", "planted.classes=3", "--set", "planted.tokens=4", *NO_MIRROR]
-    plan = bench("plan", *words, "--format", "json").json
+    plan = bench("plan", "--no-time", *words, "--format", "json").json
     assert [row["dataset_label"] for row in plan["rows"]] == ["planted"]
     reasons = {entry["dataset"]: entry["reason"] for entry in plan["unusable"]}
     assert set(reasons) == {"crema_d", "kinetics_sounds"}
     assert "AudioWAV" in reasons["crema_d"]
-    shown = bench("plan", *words).out
+    shown = bench("plan", "--no-time", *words).out
     assert "not usable here: crema_d: " in shown
     assert "not usable here: kinetics_sounds: " in shown
 

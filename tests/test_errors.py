@@ -95,7 +95,7 @@ def test_a_wrong_request_is_told_what_is_wrong_and_what_is_allowed(
     bench: CommandLine, options: list[str], says: list[str]
 ) -> None:
     dataset = [] if "--datasets" in options else ["--datasets", DATASET]
-    refused(bench("plan", *dataset, *options), *says)
+    refused(bench("plan", "--no-time", *dataset, *options), *says)
     assert list(bench.folder.glob("results/trials/*")) == []
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench.forecast import calibrate, epochs_to_train, forecast, kind_of, study_forecast
+from bench.calibration import calibrate, kind_of
+from bench.errors import RequestError
+from bench.execute.events import Event, Jobs
+from bench.forecast import epochs_to_train, forecast, study_forecast
 from bench.study.record import Search, read_study
 from bench.study.space import SearchSpace
 from bench.study.tuning import EVALUATED, Budget, Tuning
@@ -59,7 +63,7 @@ def test_a_study_is_forecast_by_asking_decide_on_stored_records(tmp_path: Path) 
     specs = [tuning(3).at(point) for point in points]
     prepared = {s.prepared.fingerprint: s.prepared for s in world.datasets}
     expected = sum(epochs_to_train(specs, prepared, world.store, "cpu", EVALUATED).values())
-    assert study_forecast(tuning(3), Budget(3), world.store, ["cpu"]).epochs == expected
+    assert study_forecast(tuning(3), Budget(3), world.store, ["cpu"], InProcess()).epochs == expected
     before = read_study(world.store, tuning(1).name)
     list(tuning(3).run(InProcess(), Budget(3)))
     after = read_study(world.store, tuning(3).name)
@@ -70,7 +74,7 @@ def test_a_study_is_forecast_by_asking_decide_on_stored_records(tmp_path: Path) 
 
 def test_bytes_are_those_on_disk_and_what_ran_here_needs_no_calibration(tmp_path: Path) -> None:
     world = make_world(tmp_path / "world", "concat", "recipe.epochs=6")
-    expected = forecast(world.plan.trials, world.datasets, world.store, ["cpu"])
+    expected = forecast(world.plan.trials, world.datasets, world.store, ["cpu"], executor=InProcess())
     assert (expected.trials, expected.epochs, expected.calibrated) == (1, 6, 1)
     world.run()
     folders = [world.store.trial(world.plan.trials[0].id), *world.store.trajectories.iterdir()]
@@ -85,6 +89,33 @@ def test_bytes_are_those_on_disk_and_what_ran_here_needs_no_calibration(tmp_path
 def test_a_kind_is_what_takes_equally_long(tmp_path: Path) -> None:
     world = make_world(tmp_path / "world", METHODS, seeds="2")
     assert len({kind_of(spec) for spec in world.plan.trials}) == 2
-    kind = calibrate(world.plan.trials[0], world.datasets[0].prepared, "cpu")
-    assert min(kind.epoch_seconds, kind.trial_seconds, kind.epoch_bytes, kind.trial_bytes) >= 0
-    assert kind.epoch_seconds > 0
+    prepared = {s.prepared.fingerprint: s.prepared for s in world.datasets}
+    kinds = calibrate(world.plan.trials, prepared, world.store, ["cpu"], InProcess())
+    assert set(kinds) == {kind_of(spec) for spec in world.plan.trials}
+    for kind in kinds.values():
+        assert min(kind.trial_seconds, kind.epoch_bytes, kind.trial_bytes) >= 0
+        assert kind.epoch_seconds > 0
+
+
+def test_a_calibration_is_kept_and_trains_nothing_into_the_results(tmp_path: Path) -> None:
+    world = make_world(tmp_path / "world", "concat")
+    prepared = {s.prepared.fingerprint: s.prepared for s in world.datasets}
+    first = calibrate(world.plan.trials, prepared, world.store, ["cpu"], InProcess())
+    assert not list(world.store.trajectories.iterdir())
+    assert calibrate(world.plan.trials, prepared, world.store, ["cpu"], Refusing()) == first
+    with pytest.raises(AssertionError):  # more slots slow each other down
+        calibrate(world.plan.trials, prepared, world.store, ["cpu", "cpu"], Refusing())
+
+
+def test_what_cannot_be_trained_is_said_and_not_guessed(tmp_path: Path) -> None:
+    world = make_world(tmp_path / "world", "concat", "recipe.lr=1e30")
+    prepared = {s.prepared.fingerprint: s.prepared for s in world.datasets}
+    with pytest.raises(RequestError, match=r"concat on .* cannot be trained: non-finite loss"):
+        calibrate(world.plan.trials, prepared, world.store, ["cpu"], InProcess())
+
+
+class Refusing:
+    """An executor that must not be asked."""
+
+    def run(self, jobs: Jobs) -> Iterator[Event]:
+        raise AssertionError("calibrated again")

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from bench.cli import data, looking, running, tracking, tuning
+from bench.cli import data, looking, planning, running, tracking, tuning
 from bench.cli.options import DONE, INTERRUPTED, WRONG_REQUEST
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 app.command()(running.run)
 app.command()(tuning.tune)
-app.command()(running.plan)
+app.command()(planning.plan)
 app.command()(running.report)
 app.command()(running.status)
 app.command()(running.prune)

@@ -1,10 +1,9 @@
-"""Commands that run, plan and report trials."""
+"""Commands that run trials and report them."""
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -90,54 +89,6 @@ def run(
         raise typer.Exit(SOME_FAILED)
 
 
-def plan(
-    methods: Methods = None,
-    datasets: Datasets = None,
-    seeds: Seeds = None,
-    folds: Folds = None,
-    protocol: Protocol = None,
-    detect: Annotated[
-        float | None, typer.Option("--detect", help="Seeds and folds it takes to see so many points of difference.")
-    ] = None,
-    assign: Assign = None,
-    results: Results = None,
-    data_root: DataRoot = None,
-    prepared: Prepared = None,
-    config: ConfigFile = None,
-    format: Format = "text",
-) -> None:
-    """What would run, and what is already there. Trains nothing."""
-    from bench.report.power import detect as seeds_needed
-    from bench.store import Store
-    from bench.sweep import Sweep, request_of
-
-    overrides = {"methods": methods, "datasets": datasets, "seeds": seeds, "folds": folds, "protocol": protocol}
-    place = workplace(config, results, data_root, prepared, overrides, assign)
-    selected, unusable, wanted = planned(place)
-    store = Store(place.results)
-    missing = {spec.id for spec in Sweep(wanted, selected, store).missing()}
-    request = request_of(wanted)
-    needs = [] if detect is None else seeds_needed(detect, store, request, selected)
-    if format == "json":
-        not_usable = [{"dataset": u.label, "reason": u.reason} for u in unusable]
-        state = {"trials": len(wanted.trials), "missing": sorted(missing), "unusable": not_usable}
-        if needs:
-            state["detect"] = [need.to_json() for need in needs]
-        print_json({**request, **state, "config": place.config.model_dump(mode="json")})
-        return
-    rows = []
-    for row in wanted.rows:
-        ids = [spec.id for group in row.groups for spec in group]
-        there = sum(i not in missing for i in ids)
-        rows.append([row.dataset, row.label, row.method, str(len(ids)), str(there), str(len(ids) - there)])
-    table(["data set", "label", "method", "trials", "there", "missing"], rows)
-    say(False, *left_out(wanted, unusable))
-    print(f"\n{len(missing)} of {len(wanted.trials)} distinct trials to train; results in {store.folder}")
-    for need in needs:
-        print(need)
-    print(f"\nThe configuration in use:\n{_lines(place.config.model_dump(mode='json'))}")
-
-
 def report(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail on unequal budgets, missing mandatory rows, unfinished rows.")
@@ -196,8 +147,3 @@ def status(results: Results = None, config: ConfigFile = None, format: Format = 
     print(f"{found['trials']} trials in {found['results']}")
     for trial, failure in found["failures"].items():
         print(f"\n{failure['label']} ({trial}): {failure['cause']}\n{failure['text'].rstrip()}")
-
-
-def _lines(values: dict[str, Any]) -> str:
-    """A configuration, one line per key, as bench.yaml would say it."""
-    return "\n".join(f"  {key}: {json.dumps(value)}" for key, value in values.items())
