@@ -101,7 +101,7 @@ def measure(pairs: int = 50, epochs: int = 30) -> dict[str, Any]:
         points: list[Point] = list(space.draws(pairs, seed=0))
         alone = [study(root / f"alone-{i}", spec, selected, space, [p], 0) for i, p in enumerate(points)]
         shared, counted = study(root / "shared", spec, selected, space, points, 0)
-        halved, counted_halved = study(root / "halved", spec, selected, space, points, 3)
+        halved, counted_halved = study(root / "halved", spec, selected, space, points, Search().eta)
         trunk = _trunk(root / "shared")
     own = {trial: digests for _, c in alone for trial, digests in c.digests.items()}
     best, best_halved = shared.best(), halved.best()

@@ -27,8 +27,8 @@ class Search:
 
     sampler: Sampler = "tpe"
     """`tpe`, `random`, `grid` (as fine as the budget allows) or `exhaustive` (ten values per setting)."""
-    eta: int = 3
-    """Of successive halving; 0 trains every trial to its end."""
+    eta: int = 4
+    """At a rung of successive halving the best 1/eta go on; 0 trains every trial to its end."""
     seed: int = 0
     """Of the sampler, and of the trainings: they run with seed 1,000,000 + this."""
 

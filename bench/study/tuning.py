@@ -83,7 +83,7 @@ class Tuning:
         self.search = search or Search()
         self.spec = dataclasses.replace(spec, seed=TUNING_SEEDS + self.search.seed)
         self.selected, self.store, self.space, self.points = selected, store, space, points
-        self.truth = Truth.of(selected.prepared, spec.split, spec.fold)
+        self.truth = Truth.of(selected.prepared, spec.split, spec.fold, EVALUATED)
         if len(self.truth.targets["val"]) == 0:
             raise RequestError(
                 f"tuning {spec.method} on {spec.data}: the split has no val samples, and settings are chosen on val "
