@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 export UV_COMPILE_BYTECODE = 1
 
-.PHONY: setup run test lint docs soak benchmarks constraints
+.PHONY: setup run test lint docs soak slurm benchmarks constraints
 
 setup: $(READY)
 
@@ -24,11 +24,14 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" --timeout=3600
 	$(BIN)/bench run --config docs/collapse/bench.yaml --results results/collapse
+
+slurm: $(READY)
+	tests/slurm/run
 
 docs: $(READY)
 	$(BIN)/python docs/reference.py

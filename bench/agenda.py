@@ -56,6 +56,10 @@ class Agenda:
         found, self._settled = self._settled, []
         return found
 
+    def look(self) -> list[str]:
+        """The trials that another process finished or failed since the last look; `settled` names them too."""
+        return [entry.spec.id for entry in list(self._waiting) if self._is_settled(entry)]
+
     def kins(self) -> set[str]:
         """What the trials not done yet share their epochs with."""
         return {e.kin for e in self._waiting} | {e.kin for e, _ in self._running.values()}

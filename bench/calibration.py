@@ -92,7 +92,8 @@ def calibrate(
         file, machine = _file(store), _machine(devices)
         stored = read_sealed(file) or {}
         fresh = {_short(kind): dataclasses.asdict(value) for kind, value in measured.items()}
-        with contextlib.suppress(ResultsError):  # a folder that is only looked at: it is measured again next time
+        with contextlib.suppress(ResultsError, OSError):  # a folder that is only looked at: measured again next time
+            store.folder.mkdir(parents=True, exist_ok=True)
             write_sealed(file, {**stored, machine: {**stored.get(machine, {}), **fresh}})
     return known
 
@@ -152,7 +153,7 @@ def _tried(
         for number, (kind, spec) in enumerate(specs.items()):
             recipe = dataclasses.replace(spec.recipe, epochs=max(EPOCHS_TRIED, spec.recipe.epochs))
             longer = dataclasses.replace(spec, recipe=recipe)
-            tries[longer.id] = kind, longer, Path(scratch) / str(number)
+            tries[longer.id] = kind, longer, Path(scratch) / str(number) / "trajectories"
         jobs = _OneByOne(
             [
                 (trial, partial(_job, spec, prepared[spec.fingerprint], batches, folder))
@@ -174,7 +175,7 @@ def _job(spec: TrialSpec, prepared: Prepared, batches: int, folder: Path, device
     positions = split_positions(prepared.index, fold=spec.fold, kind=spec.split)
     share = _share(spec, batches)
     few = {name: where[: max(1, round(share * len(where)))] for name, where in positions.items() if len(where)}
-    folder.mkdir()
+    folder.mkdir(parents=True)
     return Job(
         spec=spec,
         prepared=prepared.folder,

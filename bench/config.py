@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bench.contract.data import EncoderSpec
 from bench.errors import RequestError, unknown
+from bench.protocols import ProtocolName
 from bench.recipes import RECIPES, Recipe
 
 Path_ = tuple[str | int, ...]
@@ -88,11 +89,51 @@ class EncoderConfig(_Section):
 class ExecuteConfig(_Section):
     """Where trials run."""
 
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "inline", "slurm", "ray"] = "local"
     slots: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     device: str = "auto"
     snapshot_gb: Annotated[float, Field(ge=0)] = 20.0
     """Disk for weights and states that only save training time, in results/trajectories."""
+
+
+class SlurmConfig(_Section):
+    """What each job of the `slurm` executor asks for; None is the cluster's default."""
+
+    jobs: Annotated[int, Field(ge=1)] = 4
+    """How many `bench run` are submitted."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: Annotated[int, Field(ge=0)] = 0
+    cpus: Annotated[int, Field(ge=1)] = 1
+    """Without GPUs, and unless `execute.slots` says otherwise, as many trials at a time."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    time: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")] = 240
+    """Minutes, or as sbatch writes it: 1-12:00:00."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell that a job begins with."""
+    options: dict[str, bool | int | str] = {}
+    """Further options of sbatch by their long names."""
+
+
+class RayConfig(_Section):
+    """Where the `ray` executor runs, and what share of a machine each trial gets."""
+
+    address: Annotated[str, Field(pattern=r"^(auto|[\w.\-]+:\d+)$")] | None = None
+    """`auto` or HOST:PORT of a cluster this machine belongs to; None: one of its own for as long as it runs."""
+    host: str = "127.0.0.1"
+    """Where a cluster of its own listens."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """None: one where the cluster has any."""
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _share(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("a share is a part of one, or a whole number")
+        return value
 
 
 class TrackingConfig(_Section):
@@ -126,12 +167,14 @@ class Config(_Section):
         "mmml:readout=attn+rollingq",
     )
     datasets: tuple[str, ...] = ("planted", "av_digits")
-    protocol: tuple[Literal["honest"], ...] = ("honest",)
+    protocol: tuple[ProtocolName, ...] = ("honest",)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
     folds: tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"] = (0,)
     recipe: RecipeConfig = RecipeConfig()
     encoder: EncoderConfig = EncoderConfig()
     execute: ExecuteConfig = ExecuteConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
     tune: TuneConfig = TuneConfig()
     settings: dict[str, dict[str, Any]] = {}
@@ -165,7 +208,7 @@ class Config(_Section):
             raise ValueError(f"seeds from {TUNING_SEEDS} on are kept for `bench tune`; name smaller ones")
         return value
 
-    @field_validator("seeds", "folds", mode="after")
+    @field_validator("protocol", "seeds", "folds", mode="after")
     @classmethod
     def _distinct(cls, value: Any) -> Any:
         if isinstance(value, tuple) and len(set(value)) < len(value):

@@ -35,8 +35,8 @@ class TrialError(BenchError):
         self.cause, self.text = cause, text
 
 
-CAUSES = ("non-finite loss", "out of memory", "killed", "data", "error", "interrupted")
-"""Why a trial can fail."""
+CAUSES = ("non-finite loss", "out of memory", "killed", "data", "error", "interrupted", "tainted")
+"""Why a trial can fail; `tainted`: plugin code reached for targets, or changed what scores."""
 
 
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> RequestError:

@@ -14,6 +14,7 @@ from typing import Any
 
 from bench import names, plugins
 from bench.api import Capability, DataSet, Derived, Fusion, Plugin, Strategy
+from bench.data.prepared import find
 from bench.errors import BenchError
 from bench.plugins import Broken
 from bench.store import Store
@@ -25,9 +26,9 @@ def methods() -> list[dict[str, Any]]:
     return [_method(name) for name in plugins.names("methods")]
 
 
-def datasets(root: Path) -> list[dict[str, Any]]:
-    """Every data set plugin: facts, settings, and whether it is usable here."""
-    return [_dataset(name, root) for name in plugins.names("datasets")]
+def datasets(root: Path, prepared: Path) -> list[dict[str, Any]]:
+    """Every data set plugin: facts, settings, and whether it is usable here, prepared or from its raw files."""
+    return [_dataset(name, root, prepared) for name in plugins.names("datasets")]
 
 
 def settings_of(kind: type[Any]) -> list[dict[str, Any]]:
@@ -101,13 +102,15 @@ def _method(name: str) -> dict[str, Any]:
     return listed
 
 
-def _dataset(name: str, root: Path) -> dict[str, Any]:
+def _dataset(name: str, root: Path, prepared: Path) -> dict[str, Any]:
     entry = plugins.find("datasets", name)
     if isinstance(entry, Broken):
         return {"name": name, "kind": "broken", "origin": entry.origin, "reason": entry.reason}
     plugin = typing.cast(type[DataSet], entry.plugin)
     try:
-        reason = plugin(plugin.Settings()).unusable(root)
+        dataset = plugin(plugin.Settings())
+        there = find(name, dataset, entry.code, root, prepared) is not None
+        reason = None if there else dataset.unusable(root)
     except BenchError as error:
         reason = str(error)
     return {
@@ -120,7 +123,7 @@ def _dataset(name: str, root: Path) -> dict[str, Any]:
         "known_faults": list(plugin.known_faults),
         "recipe": plugin.recipe,
         "usable": reason is None,
-        "reason": reason or "",
+        "reason": (reason or "").removeprefix(f"{name}: "),
         "settings": settings_of(plugin.Settings),
         "origin": entry.origin,
     }

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from bench import names, plugins
-from bench.api import Derived, EncoderSpec, TaskSpec
+from bench.api import DataError, Derived, EncoderSpec, TaskSpec
 from bench.composition import reason_to_skip, refuse_illegal
 from bench.config import Config, EncoderConfig, Sources
 from bench.data.selection import Selected
@@ -19,6 +19,7 @@ from bench.data.splits import num_folds, split_hash, split_positions
 from bench.encoders.weights import content_hash
 from bench.errors import RequestError, unknown
 from bench.names import Method, Part
+from bench.protocols import PROTOCOLS, ProtocolName, Split
 from bench.recipes import Recipe
 
 NUMERICS_VERSION = 1
@@ -130,7 +131,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A legal row that does not apply to one data set."""
+    """A legal row that does not apply to one data set; where `label` is `protocol ...`, all rows of a protocol."""
 
     label: str
     dataset: str
@@ -161,17 +162,37 @@ def make_plan(config: Config, sources: Sources, datasets: Sequence[Selected]) ->
     rows: list[Row] = []
     skipped: list[Skipped] = []
     for selected in datasets:
+        protocols: list[ProtocolName] = []
+        for name in config.protocol:
+            without = why_no_split(selected, PROTOCOLS[name].split)
+            if without is None:
+                protocols.append(name)
+            else:
+                skipped.append(Skipped(f"protocol {name}", selected.label, without))
         for text, where in _wanted(config, sources, selected):
             found = _row_method(text, where, selected, everywhere, config.settings)
             reason = found if isinstance(found, str) else _why_not(found, selected, config)
             if isinstance(found, str) or reason is not None:
                 skipped.append(Skipped(text, selected.label, str(reason)))
             else:
-                rows += [_row(found, selected, config, protocol) for protocol in config.protocol]
+                rows += [_row(found, selected, config, protocol) for protocol in protocols]
     if not rows:
         reasons = "\n".join(f"  {s.label} on {s.dataset}: {s.reason}" for s in skipped)
         raise RequestError(f"nothing is left to run:\n{reasons}")
     return Plan(tuple(rows), tuple(skipped))
+
+
+def why_no_split(selected: Selected, split: Split) -> str | None:
+    """Why a data set has no published lists, where a split takes them; None where it has, or they are not needed."""
+    if split == "honest":
+        return None
+    if selected.dataset.embedded:
+        return "there are no published lists: the data set comes with bench, and so does its split"
+    try:
+        split_positions(selected.prepared.index, kind=split)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def refuse_early(config: Config, sources: Sources, modalities: Sequence[str]) -> None:
@@ -241,7 +262,7 @@ def _why_not(method: Method, selected: Selected, config: Config) -> str | None:
     return reason_to_skip(method, task_of(selected, 1, config.encoder))
 
 
-def _row(method: Method, selected: Selected, config: Config, protocol: str) -> Row:
+def _row(method: Method, selected: Selected, config: Config, protocol: ProtocolName) -> Row:
     if method.derived:
         plugin: Derived = method.base.plugin(method.base.settings)
         modalities = tuple(selected.spec.modalities)
@@ -253,14 +274,15 @@ def _row(method: Method, selected: Selected, config: Config, protocol: str) -> R
     encoders = encoders_of(selected, config.encoder)
     weights = {m: content_hash(spec) for m, spec in encoders.items()}
     groups = []
-    for fold in _folds(config, selected):
-        positions = split_positions(selected.prepared.index, fold=fold, kind=protocol)
+    split = PROTOCOLS[protocol].split
+    for fold in _folds(config, selected, split):
+        positions = split_positions(selected.prepared.index, fold=fold, kind=split)
         cell = partial(
             TrialSpec,
             data=selected.part.text,
             dataset=PartSpec.of(selected.part),
             fingerprint=selected.prepared.fingerprint,
-            split=protocol,
+            split=split,
             fold=fold,
             split_hash=split_hash(selected.prepared.index, positions),
             num_train=len(positions["train"]),
@@ -289,7 +311,9 @@ def _method_fields(method: Method) -> dict[str, Any]:
     }
 
 
-def _folds(config: Config, selected: Selected) -> tuple[int, ...]:
+def _folds(config: Config, selected: Selected, split: Split) -> tuple[int, ...]:
+    if split != "honest":
+        return (0,)  # the lists are published once, whatever folds the honest protocol runs
     available = num_folds(selected.prepared.index)
     if config.folds == "all":
         return tuple(range(available))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,25 @@ def trim(store: Store, needed: Iterable[str], budget: int) -> int:
             break
         freed += remove_file(file)
     return freed
+
+
+def forget(store: Store, trained: Mapping[str, Iterable[int]], codes: Collection[str]) -> None:
+    """Remove stored epochs that nobody may build on, and all states made of them.
+
+    `trained` are epochs by segment; of a segment in whose lineage one of `codes` acted, every epoch goes.
+    """
+    for key, epochs in trained.items():
+        segment = store.trajectories / key
+        lineage = (segment / "lineage.json").read_text() if (segment / "lineage.json").is_file() else ""
+        whole = any(code in lineage for code in codes)
+        first = 0 if whole else min(epochs, default=None)
+        if first is None:
+            continue
+        for file in (*segment.glob("epoch-????.*"), *snapshot_files(segment)):
+            if int(file.name.split("-")[1][:4]) >= first:
+                remove_file(file)
+        if whole:
+            remove_file(segment / "fork.json")
 
 
 def remove_weights(segment: Path) -> int:

@@ -5,7 +5,7 @@ A score depends on the set of scored samples alone: not on their order, the batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from bench.api import Kind
 from bench.data.prepared import Prepared
-from bench.data.splits import sample_groups, split_positions
+from bench.data.splits import SPLITS, sample_groups, split_positions
 
 MAXIMISED = {
     "accuracy": True,
@@ -43,10 +43,11 @@ class Truth:
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)  # split -> [sample], what may not cross a split
 
     @classmethod
-    def of(cls, prepared: Prepared, split: str, fold: int) -> Truth:
-        """The targets of a prepared data set under a split."""
+    def of(cls, prepared: Prepared, split: str, fold: int, parts: Collection[str] = SPLITS) -> Truth:
+        """The targets of a prepared data set under a split; of the `parts` of it that may be known by now."""
         targets = prepared.targets()
-        positions = split_positions(prepared.index, fold=fold, kind=split)
+        found = split_positions(prepared.index, fold=fold, kind=split)
+        positions = {name: where for name, where in found.items() if name in parts}
         by_split = {name: targets[where] for name, where in positions.items()}
         all_groups = sample_groups(prepared.index)
         groups = {name: all_groups[where] for name, where in positions.items()}

@@ -36,6 +36,8 @@ from bench.store import npz, read_sealed, write_bytes, write_json, write_sealed,
 from bench.train import Evaluation
 
 Purpose = Literal["resume", "fork"]
+STEP_LOSSES = "train/step_losses"
+"""The loss of every training step, float32 [step]; epochs stored by earlier versions have none."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,15 @@ class Segment:
         return record_from_json(stored["record"])
 
     def write(
-        self, record: EpochRecord, outputs: Mapping[str, Evaluation], weights: Mapping[str, torch.Tensor]
+        self,
+        record: EpochRecord,
+        outputs: Mapping[str, Evaluation],
+        weights: Mapping[str, torch.Tensor],
+        step_losses: np.ndarray | None = None,
     ) -> None:
         """Store an epoch; the record last, because its presence means that the rest is there."""
-        content = {"safetensors": tensors_bytes(weights), "npz": npz(_flat(outputs))}
+        steps = {} if step_losses is None else {STEP_LOSSES: step_losses}
+        content = {"safetensors": tensors_bytes(weights), "npz": npz({**_flat(outputs), **steps})}
         for suffix, data in content.items():
             write_bytes(epoch_file(self.folder, record.epoch, suffix), data)
         digests = {suffix: hashlib.sha256(data).hexdigest() for suffix, data in content.items()}
@@ -184,7 +191,7 @@ def epoch_file(segment: Path, epoch: int, suffix: str) -> Path:
 
 
 def read_outputs(trajectories: Path, segment: str, epoch: int) -> dict[str, np.ndarray]:
-    """The outputs of a stored epoch: `<split>/logits`, `<split>/unimodal/<m>`, `<split>/mass/<m>`.
+    """The outputs of a stored epoch: `<split>/logits`, `<split>/unimodal/<m>`, `<split>/mass/<m>`, `STEP_LOSSES`.
 
     Raises ResultsError if they cannot be read.
     """

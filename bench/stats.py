@@ -219,6 +219,25 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
+def difference_of_means(a: Interval, units_a: int, b: Interval, units_b: int) -> Interval:
+    """The difference of two unrelated means with Welch's 95 % interval, from theirs (Student's t over so many units).
+
+    For seeds it is `unpaired_difference`; units may also be folds, whose intervals are wider than a plain t's.
+    """
+    mean = a.mean - b.mean
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return Interval(mean, None, None)
+    variances = [
+        ((high - low) / 2 / float(stats.t.ppf(0.975, units - 1))) ** 2
+        for low, high, units in ((a.low, a.high, units_a), (b.low, b.high, units_b))
+    ]
+    if sum(variances) == 0:
+        return Interval(mean, mean, mean)
+    df = sum(variances) ** 2 / sum(v**2 / (units - 1) for v, units in zip(variances, (units_a, units_b), strict=True))
+    half = float(stats.t.ppf(0.975, df)) * math.sqrt(sum(variances))
+    return Interval(mean, mean - half, mean + half)
+
+
 def mcnemar(correct_a: Bool[np.ndarray, " sample"], correct_b: Bool[np.ndarray, " sample"]) -> float:
     """The exact two-sided p that two methods are wrong equally often, from the samples only one of them gets right."""
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())

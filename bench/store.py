@@ -3,10 +3,13 @@
 ::
 
     results/
-      trials/<id>/        spec.json, record.json, scores.json, logits.npz, samples.npz, weights.safetensors
+      trials/<id>/        spec.json, record.json, scores.json, logits.npz, samples.npz, losses.npz,
+                          weights.safetensors
       failures/<id>.json  the typed cause of a trial that ended early; it is tried again
       trajectories/       training memoised by epoch (bench.trajectory)
       sweeps/<id>.json    what was asked for, so that tables come in the user's order
+      analyses/           what analyses measured, by trial (bench.analysis.kept)
+      slurm/              scripts and logs of Slurm jobs, written by submitit; may be removed when none runs
       locks/              held by running processes; may be removed when none runs
       tables/ figures/    made from the above, never read
       mlflow.db           a mirror, never read
@@ -36,8 +39,13 @@ _WHOLE = ("spec.json", "scores.json", "logits.npz", "record.json")
 class Store:
     """A results folder. Raises ResultsError, naming the file, for whatever cannot be read or written."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, writable: bool = True) -> None:
+        """`writable` makes the folder where it is not there, and fails at once where it cannot be written."""
         self.folder = folder.absolute()
+        if not writable:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise ResultsError(f"{self.folder}: results cannot be read here: it is not a folder")
+            return
         try:
             for name in ("trials", "failures", "trajectories", "sweeps", "locks"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)

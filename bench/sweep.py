@@ -5,12 +5,11 @@ This is the parent's side of the firewall: training processes write logits, this
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,18 +21,18 @@ from typing import Any, Protocol
 import numpy as np
 
 import bench
-from bench import plugins, scoring
+from bench import guard, plugins, scoring
 from bench.agenda import Agenda, in_order
 from bench.api import DataError
-from bench.data.prepared import Prepared
 from bench.data.selection import Selected
 from bench.data.splits import split_positions
 from bench.errors import ResultsError
 from bench.execute.events import EpochDone, Event, Failed, Finished, Jobs, Postponed
 from bench.plan import PartSpec, Plan, TrialSpec
-from bench.retention import EVERYTHING, announced, needed_elsewhere, prune, remove_file, remove_weights, trim
+from bench.requested import request_of
+from bench.retention import EVERYTHING, announced, forget, needed_elsewhere, prune, remove_file, remove_weights, trim
 from bench.scoring import Truth
-from bench.segments import read_outputs, sound_weights, weights_file
+from bench.segments import STEP_LOSSES, epoch_file, read_outputs, sound_weights, weights_file
 from bench.store import Store, npz
 from bench.trajectory import Visit, decides, kin_of
 from bench.trial import Job
@@ -62,6 +61,10 @@ class _Watched:
     best: int = 0
     trouble: str = ""
     """Why its outputs cannot be scored."""
+    tainted: str = ""
+    """What plugin code did in this process."""
+    removed: bool = False
+    """Whether epochs were removed that it shares with a trial that turned out tainted."""
 
 
 _UNSCORABLE = (ValueError, KeyError, ArithmeticError)
@@ -75,6 +78,13 @@ class Executor(Protocol):
 
     def run(self, jobs: Jobs) -> Iterator[Event]:
         """The events of the trials that `jobs` hands out."""
+
+
+class SweepExecutor(Protocol):
+    """An `Executor`, or one that follows what other processes make of the trials."""
+
+    def run(self, jobs: Agenda) -> Iterator[Event]:
+        """The events of the trials of an agenda."""
 
 
 class Sweep:
@@ -110,7 +120,7 @@ class Sweep:
         self.store.write_sweep(request["id"], request)
         return request
 
-    def run(self, executor: Executor, observe: Observer | None = None) -> Iterator[Outcome]:
+    def run(self, executor: SweepExecutor, observe: Observer | None = None) -> Iterator[Outcome]:
         """Train, score and store every missing trial; a failed one is recorded and the sweep goes on.
 
         What another process on the same folder finishes or fails in the meantime is an outcome too.
@@ -121,6 +131,7 @@ class Sweep:
             deciding = tuple(part for part in spec.strategies if decides(part))
             self._companions.setdefault(kin_of(spec), {})[spec.id] = deciding
         agenda = Agenda(self.store, missing, self._begin)
+        guard.install(self._closed_to_plugins())
         try:
             with announced(self.store, agenda.kins()) as self._name:
                 for event in executor.run(agenda):
@@ -135,6 +146,11 @@ class Sweep:
         finally:
             agenda.close()
 
+    def _closed_to_plugins(self) -> guard.Places:
+        used = self.datasets.values()
+        roots = (selected.root for selected in used if selected.root)
+        return guard.Places.of((s.prepared.folder.parent for s in used), self.store.folder, roots)
+
     def _follow(self, event: Event, specs: Mapping[str, TrialSpec], agenda: Agenda) -> Outcome | None:
         """Act on an event; an outcome if it ended a trial."""
         if isinstance(event, EpochDone):
@@ -144,6 +160,13 @@ class Sweep:
             agenda.put_back(event.trial, event.segment, event.epoch)
         elif isinstance(event, Finished):
             watched = self._watched.pop(event.trial)
+            if tainted := watched.tainted or self._tainted(watched.spec):
+                outcome = self._fail(watched.spec, Failed(event.trial, "tainted", tainted), watched)
+                agenda.done(event.trial)
+                return outcome
+            if watched.removed or not self._is_stored(*watched.visits):
+                agenda.put_back(event.trial)
+                return None
             if watched.trouble:
                 outcome = self._fail(watched.spec, Failed(event.trial, "error", watched.trouble), watched)
                 agenda.done(event.trial)
@@ -158,6 +181,8 @@ class Sweep:
                 outcome = self._finish(watched, {**event.info, **before})
             except _UNSCORABLE as error:
                 outcome = self._fail(watched.spec, Failed(event.trial, "error", _why(error)), watched)
+            except DataError as error:
+                outcome = self._fail(watched.spec, Failed(event.trial, "data", str(error)), watched)
             agenda.done(event.trial)
             self._let_go(watched, agenda)
             return outcome
@@ -169,7 +194,8 @@ class Sweep:
 
     def _begin(self, spec: TrialSpec, device: str) -> Job:
         selected = self.datasets[spec.fingerprint]
-        self._watched[spec.id] = _Watched(spec, Truth.of(selected.prepared, spec.split, spec.fold))
+        known = Truth.of(selected.prepared, spec.split, spec.fold, ("val",))
+        self._watched[spec.id] = _Watched(spec, known)
         positions = split_positions(selected.prepared.index, fold=spec.fold, kind=spec.split)
         others: list[tuple[PartSpec, ...]] = []
         for trial, parts in self._companions[kin_of(spec)].items():
@@ -183,6 +209,7 @@ class Sweep:
             positions=positions,
             train_targets=selected.prepared.targets()[positions["train"]],
             device=device,
+            sources=(selected.root,) if selected.root else (),
             companions=tuple(others),
             restore=self._restore[spec.id][0] if spec.id in self._restore else None,
         )
@@ -208,10 +235,27 @@ class Sweep:
 
     def _score(self, watched: _Watched, visit: Visit) -> None:
         """Score an epoch; one that cannot be scored fails its trial and not the sweep."""
+        watched.tainted = watched.tainted or self._tainted(watched.spec)
         try:
             self._scored(watched, visit)
         except _UNSCORABLE as error:
             watched.trouble = watched.trouble or _why(error)
+        except ResultsError:
+            if self._is_stored(*watched.visits, visit):
+                raise
+            watched.removed = True
+
+    def _tainted(self, spec: TrialSpec) -> str:
+        """What plugin code did in this process that a trial cannot be scored after; empty where it did nothing."""
+        changed = [f"what scores was changed in the parent process: {text}" for text in SEAL.broken()]
+        modules = [f"bench.plugins.methods.{part.name}" for part in (spec.fusion, *spec.strategies)]
+        modules.append(f"bench.plugins.datasets.{spec.dataset.name}")
+        return "\n".join([*changed, *(str(note) for note in guard.notes() if note.module in modules)])
+
+    def _is_stored(self, *visits: Visit) -> bool:
+        """Whether all these epochs are still there."""
+        files = (epoch_file(self.store.trajectories / v.segment, v.record.epoch, "json") for v in visits)
+        return all(file.is_file() for file in files)
 
     def _scored(self, watched: _Watched, visit: Visit) -> None:
         outputs = read_outputs(self.store.trajectories, visit.segment, visit.record.epoch)
@@ -235,9 +279,10 @@ class Sweep:
 
     def _finish(self, watched: _Watched, info: dict[str, Any]) -> Outcome:
         spec = watched.spec
-        outputs = [read_outputs(self.store.trajectories, v.segment, v.record.epoch) for v in watched.visits]
-        scores = scores_of(watched.truth, watched.val, outputs, watched.best)
         selected = self.datasets[spec.fingerprint]
+        truth = Truth.of(selected.prepared, spec.split, spec.fold)  # test targets: the epoch is selected by now
+        outputs = [read_outputs(self.store.trajectories, v.segment, v.record.epoch) for v in watched.visits]
+        scores = scores_of(truth, watched.val, outputs, watched.best)
         record = {
             "id": spec.id,
             "method": spec.method,
@@ -256,11 +301,12 @@ class Sweep:
             "versions": {**info["versions"], "bench": bench.__version__},
             "commit": commit(),
             "cost": info["cost"],
+            "guard": info["guard"],
             "data_fingerprint": spec.fingerprint,
             "split_hash": spec.split_hash,
-            "split_sizes": {name: len(t) for name, t in watched.truth.targets.items()},
-            "metric": watched.truth.metric,
-            "kind": watched.truth.kind,
+            "split_sizes": {name: len(t) for name, t in truth.targets.items()},
+            "metric": truth.metric,
+            "kind": truth.kind,
             "modalities": list(selected.spec.modalities),
             "segments": [v.segment for v in watched.visits],
             "epochs": [dataclasses.asdict(v.record) for v in watched.visits],
@@ -270,6 +316,7 @@ class Sweep:
             "scores.json": _json(scores),
             "logits.npz": npz(_by_epoch(outputs)),
             "samples.npz": npz(_samples(outputs, watched.best)),
+            "losses.npz": npz({f"{epoch:04d}": o[STEP_LOSSES] for epoch, o in enumerate(outputs) if STEP_LOSSES in o}),
             "record.json": _json(record),
         }
         weights = self._weights(watched)
@@ -283,7 +330,18 @@ class Sweep:
         failure = {"cause": event.cause, "text": event.text, "time": time.time(), "attempt": uuid.uuid4().hex}
         failure["epochs"] = 0 if watched is None else len(watched.visits)
         self.store.write_failure(event.trial, {**failure, "spec": spec.to_json()})
+        if event.cause == "tainted" and watched is not None:
+            self._forget(watched, event.text)
         return Outcome(spec, event.cause, event.text)
+
+    def _forget(self, watched: _Watched, text: str) -> None:
+        """Remove the epochs that a tainted trial trained, and all that those plugins shaped that did it."""
+        trained: dict[str, list[int]] = {}
+        for visit in watched.visits:
+            trained.setdefault(visit.segment, []).extend([visit.record.epoch] if visit.trained else [])
+        parts = [watched.spec.fusion, *watched.spec.strategies]
+        guilty = [part for part in parts if plugins.load("methods", part.name).origin in text]
+        forget(self.store, trained, [part.code for part in guilty or parts])
 
 
 def scores_of(
@@ -300,78 +358,6 @@ def scores_of(
         scores[f"{split}_unimodal"] = {m: truth.score(split, logits) for m, logits in unimodal.items()}
         scores[f"{split}_attention_mass"] = {m: float(x.mean()) for m, x in mass.items()}
     return scores
-
-
-def request_of(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values: rows in the user's order with the ids of their trials."""
-    rows = [
-        {
-            "label": row.label,
-            "method": row.method,
-            "dataset_label": row.dataset_label,
-            "dataset": row.dataset,
-            "protocol": row.protocol,
-            "metric": row.metric,
-            "derived": row.derived,
-            "groups": [
-                {"fold": group[0].fold, "seed": group[0].seed, "trials": [spec.id for spec in group]}
-                for group in row.groups
-            ],
-            **({} if row.tuned is None else {"tuned": dict(row.tuned)}),
-        }
-        for row in plan.rows
-    ]
-    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
-    return {"id": digest, "rows": rows, "skipped": [dataclasses.asdict(s) for s in plan.skipped]}
-
-
-def request_of_stored(store: Store) -> dict[str, Any]:
-    """A request for every finished trial, for a folder that trials were copied into from elsewhere."""
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for trial in store.finished():
-        spec, record = (store.read(trial, f"{name}.json") for name in ("spec", "record"))
-        row = rows.setdefault(
-            (spec["data"], spec["method"], spec["split"]),
-            {
-                "label": spec["method"],
-                "method": spec["method"],
-                "dataset_label": spec["data"],
-                "dataset": spec["data"],
-                "protocol": spec["split"],
-                "metric": record["metric"],
-                "derived": None,
-                "groups": [],
-            },
-        )
-        row["groups"].append({"fold": spec["fold"], "seed": spec["seed"], "trials": [trial]})
-    for row in rows.values():
-        row["groups"].sort(key=lambda group: (group["fold"], group["seed"]))
-    ordered = [rows[key] for key in sorted(rows)]
-    return {"id": "stored", "rows": ordered, "skipped": []}
-
-
-FindTruth = Callable[[Mapping[str, Any]], Truth | None]
-"""From a trial's spec (as plain values) to its targets, or None where the data is not at hand."""
-
-
-def truths(datasets: Sequence[Selected]) -> FindTruth:
-    """The targets of data sets that are selected."""
-    prepared = {selected.prepared.fingerprint: selected.prepared for selected in datasets}
-    return lambda spec: _truth(prepared.get(spec["fingerprint"]), spec)
-
-
-def truths_of_stored(folder: Path) -> FindTruth:
-    """The targets of whatever is prepared in a folder."""
-    found: dict[str, Prepared] = {}
-    for manifest in folder.glob("*/manifest.json"):
-        with contextlib.suppress(DataError):
-            prepared = Prepared.open(manifest.parent)
-            found[prepared.fingerprint] = prepared
-    return lambda spec: _truth(found.get(spec["fingerprint"]), spec)
-
-
-def _truth(prepared: Prepared | None, spec: Mapping[str, Any]) -> Truth | None:
-    return None if prepared is None else Truth.of(prepared, spec["split"], spec["fold"])
 
 
 @cache
@@ -398,7 +384,7 @@ def _samples(outputs: Sequence[Mapping[str, np.ndarray]], best: int) -> dict[str
         f"{when}/{name}": values
         for when, arrays in chosen.items()
         for name, values in arrays.items()
-        if not name.endswith("/logits")
+        if not name.endswith("/logits") and name != STEP_LOSSES
     }
 
 
@@ -411,3 +397,8 @@ def _json(values: Mapping[str, Any]) -> bytes:
 
 def _why(error: Exception) -> str:
     return f"its outputs cannot be scored: {type(error).__name__}: {error}"
+
+
+_SCORES = ("scoring", "data.splits", "data.prepared", "segments", "store", "requested", "sweep")
+SEAL = guard.Seal(np, *(sys.modules[f"bench.{name}"] for name in _SCORES))
+"""What scores and stores, as it was before any plugin was loaded."""

@@ -21,14 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from filelock import FileLock
 
 import bench
-from bench.cost import Cost
+from bench import mirrored
 from bench.errors import BenchError, RequestError, ResultsError
-from bench.store import Store, read_json
-from bench.trajectory import record_from_json
+from bench.mirrored import Point
+from bench.store import Store, read_json, read_sealed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +62,7 @@ class Mirror:
 
     def start(self) -> None:
         """Begin, with the trials of the sweep that are stored already."""
-        for trial_id in _trials_of(self.request):
+        for trial_id in mirrored.trials_of(self.request):
             if self.store.has(trial_id):
                 self._queue.put(trial_id)
         self._thread.start()
@@ -134,10 +133,10 @@ def sync(store: Store, uri: str | None = None) -> int:
     Raises ResultsError if MLflow cannot be used.
     """
     uri = uri or default_uri(store)
-    requests = [_with_id(file) for file in sorted((store.folder / "sweeps").glob("*.json"), key=_age)]
+    requests = store.sweeps()
     failed = [file.stem for file in sorted((store.folder / "failures").glob("*.json"))]
     written = 0
-    try:
+    with _usable(uri):
         writer = _Writer(store, uri)
         parents: dict[str, str] = {}
         for request in requests:
@@ -149,10 +148,8 @@ def sync(store: Store, uri: str | None = None) -> int:
             writer.close_sweep(request)
         for file in sorted((store.folder / "studies").glob("*.json")):
             writer.write_study(read_json(file))
-    except BenchError:
-        raise
-    except Exception as error:  # the library's own, SQLAlchemy's and the network's have no common base
-        raise ResultsError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
+        for file in _analyses(store):
+            writer.write_analysis(file)
     return written
 
 
@@ -162,10 +159,20 @@ def mirror_study(store: Store, study: Mapping[str, Any], uri: str | None = None)
     Raises ResultsError if MLflow cannot be used; `sync` repairs what is missing.
     """
     uri = uri or default_uri(store)
-    try:
+    with _usable(uri):
         return _Writer(store, uri).write_study(study)
-    except Exception as error:  # the library's own, SQLAlchemy's and the network's have no common base
-        raise ResultsError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
+
+
+def mirror_analyses(store: Store, uri: str | None = None) -> int:
+    """Mirror what analyses measured (as `results/analyses` holds it) onto the runs of their trials.
+
+    Returns how many measurements were added; a trial that has no run yet gets one. Raises ResultsError if MLflow
+    cannot be used; `sync` repairs what is missing.
+    """
+    uri = uri or default_uri(store)
+    with _usable(uri):
+        writer = _Writer(store, uri)
+        return sum(writer.write_analysis(file) for file in _analyses(store))
 
 
 def default_uri(store: Store) -> str:
@@ -227,25 +234,27 @@ class _Writer:
     def open_sweep(self, request: Mapping[str, Any], reopen: bool = True) -> dict[str, str]:
         """The parent runs of a sweep, one per data set; returns trial id -> parent's run id."""
         parents: dict[str, str] = {}
-        for data, rows in _by_dataset(request).items():
+        for data, rows in mirrored.by_dataset(request).items():
             with self._lock:
                 found = self._runs(data, "bench.sweep_id", request["id"])
                 if not found:
                     run = self.client.create_run(
-                        self._experiment(data), run_name=f"sweep {request['id'][:8]}", tags=_sweep_tags(request, rows)
+                        self._experiment(data),
+                        run_name=f"sweep {request['id'][:8]}",
+                        tags=mirrored.sweep_tags(request, rows),
                     )
                     run_id = run.info.run_id
                 else:
                     run_id = found[0].info.run_id
                     if reopen:
                         self.client.update_run(run_id, status="RUNNING")
-            parents |= dict.fromkeys(_trials_of({"rows": rows}), run_id)
+            parents |= dict.fromkeys(mirrored.trials_of({"rows": rows}), run_id)
         return parents
 
     def close_sweep(self, request: Mapping[str, Any]) -> None:
         """End a sweep's parent runs: finished, failed where trials failed, killed where some are missing."""
-        for data, rows in _by_dataset(request).items():
-            missing = [t for t in _trials_of({"rows": rows}) if not self.store.has(t)]
+        for data, rows in mirrored.by_dataset(request).items():
+            missing = [t for t in mirrored.trials_of({"rows": rows}) if not self.store.has(t)]
             failed = any(self.store.failure(t) is not None for t in missing)
             status = "FINISHED" if not missing else "FAILED" if failed else "KILLED"
             for run in self._runs(data, "bench.sweep_id", request["id"]):
@@ -258,7 +267,7 @@ class _Writer:
             spec, record = (self.store.read(trial_id, f"{name}.json") for name in ("spec", "record"))
             scores = self.store.read(trial_id, "scores.json")
             tags = {"bench.commit": str(record["commit"]), "bench.device": record["device"]}
-            metrics = [*_summary(record, scores), *_curves(record, scores)]
+            metrics = [*mirrored.summary(record, scores), *mirrored.curves(record, scores)]
             started, ended, status = record["started"], record["finished"], "FINISHED"
         elif (failure := self.store.failure(trial_id)) is not None:
             spec, metrics = failure["spec"], []
@@ -278,10 +287,10 @@ class _Writer:
                 self.client.delete_run(run.info.run_id)
             name = f"{spec['method']} seed {spec['seed']}" + (f" fold {spec['fold']}" if spec["fold"] else "")
             run = self.client.create_run(
-                self._experiment(spec["data"]), start_time=_ms(started), tags=tags, run_name=name
+                self._experiment(spec["data"]), start_time=mirrored.ms(started), tags=tags, run_name=name
             )
-            self._log(run.info.run_id, metrics, _params(spec))
-            self.client.set_terminated(run.info.run_id, status, end_time=_ms(ended))
+            self._log(run.info.run_id, metrics, mirrored.params(spec))
+            self.client.set_terminated(run.info.run_id, status, end_time=mirrored.ms(ended))
         return True
 
     def write_study(self, study: Mapping[str, Any]) -> int:
@@ -298,7 +307,7 @@ class _Writer:
                 tags = {"bench.kind": "study", "bench.study": name, "bench.version": bench.__version__}
                 run = self.client.create_run(self._experiment(data), tags=tags, run_name=f"study {study['method']}")
                 parent = run.info.run_id
-                self._log(parent, [], {"method": study["method"], **_flat("search", study["search"])})
+                self._log(parent, [], {"method": study["method"], **mirrored.flat("search", study["search"])})
             for trial in study["trials"]:
                 if trial["state"] == "running" or str(trial["number"]) in there:
                     continue
@@ -317,7 +326,7 @@ class _Writer:
                 self._log(run.info.run_id, [*curve, *points], {k: str(v) for k, v in trial["settings"].items()})
                 self.client.set_terminated(run.info.run_id, "FAILED" if trial["state"] == "failed" else "FINISHED")
                 added += 1
-            spent = [(f"spent_{key}", float(x), _ms(time.time()), 0) for key, x in study["spent"].items()]
+            spent = [(f"spent_{key}", float(x), mirrored.ms(time.time()), 0) for key, x in study["spent"].items()]
             if best is not None:
                 spent.append((f"best_val_{study['metric']}", best["value"], spent[0][2], 0))
             if added:
@@ -325,7 +334,30 @@ class _Writer:
                 self.client.set_terminated(parent, "FINISHED")
         return added
 
-    def _log(self, run_id: str, metrics: list[tuple[str, float, int, int]], params: Mapping[str, str]) -> None:
+    def write_analysis(self, file: Path) -> bool:
+        """Mirror one measurement onto its trial's run, with its file; False if it is there already."""
+        content = read_sealed(file)
+        if content is None or not self.store.has(content["trial"]):
+            return False
+        name, trial = content["analysis"], content["trial"]
+        data = self.store.read(trial, "spec.json")["data"]
+        with self._lock:
+            runs = self._runs(data, "bench.trial_id", trial)
+        if not runs:
+            self.write(trial, {})
+            runs = self._runs(data, "bench.trial_id", trial)
+        run, tag = runs[0], f"bench.analysis.{name}.{file.stem.rpartition('-')[2]}"
+        if tag in run.data.tags:
+            return False
+        found = mirrored.numbers(f"analysis/{name}", content["values"])
+        moment, step = mirrored.ms(file.stat().st_mtime), self.store.read(trial, "record.json")["selected_epoch"]
+        with self._lock:
+            self._log(run.info.run_id, [(key, value, moment, step) for key, value in found.items()], {})
+            self.client.log_artifact(run.info.run_id, str(file), "analyses")
+            self.client.set_tag(run.info.run_id, tag, json.dumps(content["settings"])[:5000])
+        return True
+
+    def _log(self, run_id: str, metrics: list[Point], params: Mapping[str, str]) -> None:
         from mlflow.entities import Metric, Param
 
         for some in _chunks([Param(key, value) for key, value in params.items()], _BATCH["params"]):
@@ -352,112 +384,24 @@ class _Writer:
         return self._experiments[data]
 
 
-def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
-    return {f"{prefix}.{key}": str(value)[:5000] for key, value in values.items()}
+@contextlib.contextmanager
+def _usable(uri: str) -> Iterator[None]:
+    """Whatever MLflow raises as a ResultsError that says where."""
+    try:
+        yield
+    except BenchError:
+        raise
+    except Exception as error:  # the library's own, SQLAlchemy's and the network's have no common base
+        raise ResultsError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
+
+
+def _analyses(store: Store) -> list[Path]:
+    """The files of all measurements that are kept."""
+    return sorted(file for file in (store.folder / "analyses").glob("*/*.json") if file.name != "request.json")
 
 
 def _same(run: Run, status: str, ended: float) -> bool:
-    return run.info.status == status and run.info.end_time == _ms(ended)
-
-
-def _sweep_tags(request: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    seeds = sorted({group["seed"] for row in rows for group in row["groups"]})
-    folds = sorted({group["fold"] for row in rows for group in row["groups"]})
-    return {
-        "bench.kind": "sweep",
-        "bench.sweep_id": request["id"],
-        "bench.version": bench.__version__,
-        "bench.methods": ",".join(dict.fromkeys(row["label"] for row in rows))[:5000],
-        "bench.protocols": ",".join(dict.fromkeys(row["protocol"] for row in rows)),
-        "bench.seeds": ",".join(map(str, seeds)),
-        "bench.folds": ",".join(map(str, folds)),
-    }
-
-
-def _params(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Everything a trial was asked to be."""
-    parts = [spec["fusion"], *spec["strategies"]]
-    values: dict[str, Any] = {
-        "method": spec["method"],
-        "fusion": spec["fusion"]["name"],
-        "strategies": "+".join(part["name"] for part in spec["strategies"]),
-        "dataset": spec["data"],
-        "seed": spec["seed"],
-        "fold": spec["fold"],
-        "split": spec["split"],
-        "split_hash": spec["split_hash"],
-        "data_fingerprint": spec["fingerprint"],
-        "recipe": spec["recipe"]["name"],
-    }
-    values |= {f"recipe.{key}": value for key, value in spec["recipe"].items() if key != "name"}
-    for part in (*parts, spec["dataset"]):
-        values |= {f"{part['name']}.{key}": value for key, value in part["settings"].items()}
-    values |= {f"encoder.{m}": json.dumps(encoder) for m, encoder in spec["encoders"].items()}
-    return {key: str(value)[:5000] for key, value in values.items()}
-
-
-def _summary(record: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[tuple[str, float, int, int]]:
-    """What a trial amounts to, at its selected epoch: name, value, time, step."""
-    chosen, ended = record["selected_epoch"], _ms(record["finished"])
-    values: dict[str, float] = {"selected_epoch": chosen, "train_seconds": record["train_seconds"]}
-    for split in ("val", "test"):
-        values |= {f"{split}_{metric}": value for metric, value in scores.get(split, {}).items()}
-        for m, of_modality in scores.get(f"{split}_unimodal", {}).items():
-            values |= {f"{split}_{metric}_{m}": value for metric, value in of_modality.items()}
-        values |= {f"{split}_attention_mass_{m}": x for m, x in scores.get(f"{split}_attention_mass", {}).items()}
-    values |= _air(record["epochs"][chosen])
-    if record["cost"]:
-        cost = Cost(**record["cost"])
-        values |= {
-            "params_m": cost.params / 1e6,
-            "gflops_published": cost.published_gflops,
-            "true_gflops": cost.true_gflops,
-            "executed_gflops": cost.executed_gflops,
-        }
-    return ((name, float(value), ended, chosen) for name, value in values.items())
-
-
-def _curves(record: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[tuple[str, float, int, int]]:
-    """What every epoch recorded: name, value, time, step."""
-    epochs = record["epochs"]
-    for stored, val in zip(epochs, scores["val_by_epoch"], strict=True):
-        epoch = record_from_json(stored)
-        values: dict[str, float] = {"lr": epoch.lr, **{f"loss/{name}": x for name, x in epoch.losses.items()}}
-        values |= {f"val_{metric}": value for metric, value in val.items()}
-        values |= _air(stored)
-        for name, site in epoch.sites.items():
-            prefix = "" if len(epoch.sites) == 1 else f"{name}/"
-            values |= {f"{prefix}attention_mass/{m}": x for m, x in site.mass.items()}
-            values[f"{prefix}rotations"] = site.num_rotations
-        values |= epoch.diagnostics
-        share = (epoch.epoch + 1) / len(epochs)
-        time = _ms(record["started"] + share * (record["finished"] - record["started"]))
-        yield from ((f"epoch/{name}", float(value), time, epoch.epoch) for name, value in values.items())
-
-
-def _air(epoch: Mapping[str, Any]) -> dict[str, float]:
-    """AIR after an epoch, the mean over sites; nothing where there is no site."""
-    sites = record_from_json(epoch).sites.values()
-    return {"air": float(np.mean([site.air for site in sites]))} if sites else {}
-
-
-def _by_dataset(request: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    for row in request["rows"]:
-        rows.setdefault(row["dataset"], []).append(row)
-    return rows
-
-
-def _trials_of(request: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(t for row in request["rows"] for group in row["groups"] for t in group["trials"]))
-
-
-def _with_id(file: Path) -> dict[str, Any]:
-    return {"id": file.stem, **read_json(file)}
-
-
-def _age(file: Path) -> int:
-    return file.stat().st_mtime_ns
+    return run.info.status == status and run.info.end_time == mirrored.ms(ended)
 
 
 def _artifacts(store: Store) -> Path:
@@ -466,10 +410,6 @@ def _artifacts(store: Store) -> Path:
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _ms(seconds: float) -> int:
-    return round(1000 * seconds)
 
 
 def _first_line(error: BaseException) -> str:

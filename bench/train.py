@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from bench.errors import TrialError
 from bench.recipes import Recipe
 from bench.sites import tapped
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Evaluation:
     logits: np.ndarray  # [sample, outputs]
     unimodal: Mapping[str, np.ndarray]  # m -> [sample, outputs], from the best source
     mass: Mapping[str, np.ndarray]  # m -> [sample], empty without an attention site
+
+
+class _EnoughError(Exception):
+    """The steps that were wanted are done."""
 
 
 class Training(Run):
@@ -62,6 +66,8 @@ class Training(Run):
         self.epoch, self.step, self.num_epochs = 0, 0, recipe.epochs
         self.steps_per_epoch = math.ceil(len(positions) / recipe.batch_size)
         self._sums: dict[str, Tensor] = {}
+        self._totals: list[Tensor] = []
+        self._limit: int | None = None
         self._logged: dict[str, tuple[Tensor | float, int]] = {}
         self._owner = {owned: s for s in self.strategies.values() for owned in s.owns}
         for strategy in self.strategies.values():
@@ -78,7 +84,7 @@ class Training(Run):
     def train(self, epoch: int) -> EpochRecord:
         """Train one epoch and measure the attention sites. Raises TrialError when a loss is not finite."""
         self.epoch, self.step = epoch, 0
-        self._sums, self._logged = {}, {}
+        self._sums, self._totals, self._logged = {}, [], {}
         self.model.train()
         started = time.perf_counter()
         with streams.seeded(self.seed, epoch, "dropout"):
@@ -103,6 +109,18 @@ class Training(Run):
             train_seconds=seconds,
             num_epochs=self.num_epochs,
         )
+
+    def step_losses(self) -> np.ndarray:
+        """The sum of all loss terms at every step of the epoch so far, float32 [step]."""
+        return torch.stack(self._totals).cpu().numpy() if self._totals else np.zeros(0, dtype=np.float32)
+
+    def first_steps(self, epoch: int, count: int) -> np.ndarray:
+        """`step_losses` of the first steps of an epoch; where that is not all of it, nothing can be trained after."""
+        self._limit = count
+        with suppress(_EnoughError):
+            self.train(epoch)
+        self._limit = None
+        return self.step_losses()
 
     def apply(self, action: Action) -> dict[str, float]:
         """Carry out an action between epochs; returns what it logged."""
@@ -252,7 +270,9 @@ class Training(Run):
     def _batches(self) -> Iterator[Batch]:
         order = torch.from_numpy(streams.permutation(len(self.positions), self.seed, self.epoch, "order"))
         augment = streams.generator(self.seed, self.epoch, "augment")
-        for index in order.split(self.recipe.batch_size):
+        for number, index in enumerate(order.split(self.recipe.batch_size)):
+            if number == self._limit:
+                raise _EnoughError
             inputs = self.reader.inputs(self.positions[index], augment)
             on_device = index.to(self.device, non_blocking=True)
             yield Batch(inputs, self.targets[on_device], on_device)
@@ -266,7 +286,7 @@ class Training(Run):
             yield batch, output
 
     def _autocast(self) -> Any:
-        kind = _AUTOCAST.get(self.recipe.precision)
+        kind = AUTOCAST.get(self.recipe.precision)
         return nullcontext() if kind is None else torch.autocast(self.device.type, dtype=kind)
 
     def _set_lr(self) -> None:
@@ -276,6 +296,8 @@ class Training(Run):
             group["lr"] = self.recipe.lr * factor
 
     def _count(self, terms: Mapping[str, Tensor], samples: int) -> None:
+        if terms:
+            self._totals.append(torch.stack([term.detach().float() for term in terms.values()]).sum())
         for name, term in terms.items():
             value = term.detach().float() * samples
             self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -69,7 +69,7 @@ INSIDE_AN_EPOCH = (
 )
 """Hooks that act while an epoch is trained: a strategy that overrides one is part of every lineage from the start."""
 
-_MACHINE = ("threads", "compile", "device", "torch", "evaluated")
+_MACHINE = ("threads", "compile", "device", "torch", "evaluated", "unguarded")
 """What a lineage holds beyond the trial: how its epochs were computed and what was put out."""
 
 Deciding = Mapping[str, tuple[Strategy, str]]
@@ -84,8 +84,8 @@ class BusyError(Exception):
         self.segment, self.epoch = segment, epoch
 
 
-def lineage_of(spec: TrialSpec, evaluated: Sequence[str], device: str) -> Lineage:
-    """A trial's lineage before anything was decided."""
+def lineage_of(spec: TrialSpec, evaluated: Sequence[str], device: str, guarded: bool = True) -> Lineage:
+    """A trial's lineage before anything was decided. What no guard watched is shared with nothing that was watched."""
     extra = {
         "threads": spec.recipe.threads,
         "compile": spec.recipe.compile,
@@ -93,6 +93,7 @@ def lineage_of(spec: TrialSpec, evaluated: Sequence[str], device: str) -> Lineag
         "torch": torch.__version__,
         "evaluated": list(evaluated),
         "numerics": NUMERICS_VERSION,
+        **({} if guarded else {"unguarded": True}),
     }
     return Lineage({**_fixed(spec), **extra})
 
@@ -141,11 +142,13 @@ class Walk:
         snapshot_seconds: float = 60.0,
         companions: Sequence[Deciding] = (),
         until: int | None = None,
+        refuse: Callable[[], None] = lambda: None,
     ) -> None:
-        """`until` ends the walk before that epoch; a later one goes on from there."""
+        """`until` ends the walk before that epoch; a later one goes on from there. `refuse` is called before anything
+        is stored and raises what is to end the walk instead."""
         self.folder, self.lineage, self.num_epochs = folder, lineage, num_epochs
         self.until = num_epochs if until is None else min(until, num_epochs)
-        self.strategies, self.start, self.evaluate = strategies, start, evaluate
+        self.strategies, self.start, self.evaluate, self.refuse = strategies, start, evaluate, refuse
         self.snapshot_seconds, self.companions = snapshot_seconds, list(companions)
         self._training: Training | None = None
         self._snapshot_due = time.monotonic() + snapshot_seconds
@@ -189,6 +192,7 @@ class Walk:
         try:
             self._hold(segment, epoch)
             training = self._state_before(segment, epoch + 1)
+            self.refuse()
             segment.write_weights(epoch, training.model.state_dict())
         finally:
             self._leave_all()
@@ -216,7 +220,8 @@ class Walk:
         outputs = self.evaluate(training)
         # Before the record, which lets others go on from here.
         self._snapshot(segment, training, [*history, record])
-        segment.write(record, outputs, training.model.state_dict())
+        self.refuse()
+        segment.write(record, outputs, training.model.state_dict(), training.step_losses())
         return record
 
     def _snapshot(self, segment: Segment, training: Training, history: Sequence[EpochRecord]) -> None:
@@ -227,6 +232,7 @@ class Walk:
             self._store(segment, training, len(history) - 1, "fork" if parting else "resume")
 
     def _store(self, segment: Segment, training: Training, epoch: int, purpose: Purpose) -> None:
+        self.refuse()
         segment.write_snapshot(epoch, training.state_dict(), purpose)
         self._snapshot_due = time.monotonic() + self.snapshot_seconds
 
@@ -238,6 +244,7 @@ class Walk:
         if logged is None:
             self._training = self._training or self._state_before(segment, fork.epoch + 1)
             logged = _apply(self._training, fork)
+            self.refuse()
             child.write_opening(logged)
         else:
             self._training = None

@@ -12,7 +12,7 @@ import importlib.metadata
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import plugins
+from bench import guard, plugins
 from bench.api import DataError, TaskSpec
 from bench.assembly import build_model, build_strategies, restored, task_of, training_seed
 from bench.cost import measure
 from bench.data.prepared import Prepared
 from bench.data.reader import Reader
 from bench.errors import BenchError, RequestError, ResultsError, TrialError
+from bench.guard import Places
 from bench.plan import PartSpec, TrialSpec
 from bench.train import Evaluation, Training
 from bench.trajectory import BusyError, Deciding, Visit, Walk, lineage_of
@@ -43,6 +44,8 @@ class Job:
     positions: dict[str, np.ndarray]
     train_targets: np.ndarray
     device: str
+    sources: tuple[Path, ...] = ()
+    """Where raw files are, which a method has no business with."""
     evaluated: tuple[str, ...] = ("val", "test")
     companions: tuple[tuple[PartSpec, ...], ...] = ()
     """The strategies of other planned trials that begin alike: a state is kept where one of them parts."""
@@ -52,6 +55,8 @@ class Job:
     """Ends the trial after so many epochs, with all that a later job needs to go on; None: after the last."""
     measured: bool = True
     """Whether parameters and operations are counted too."""
+    guarded: bool = True
+    """Whether the process has train targets only; in the parent's own process nobody can tell who reads what."""
 
 
 def run(job: Job, emit: Callable[[Visit], None]) -> dict[str, Any]:
@@ -60,6 +65,60 @@ def run(job: Job, emit: Callable[[Visit], None]) -> dict[str, Any]:
     Raises TrialError with a typed cause for whatever ends it early, BusyError where another process trains what it
     needs, ResultsError where the results folder cannot be used.
     """
+    way = visits(job)
+    while True:
+        try:
+            visit = next(way)
+        except StopIteration as end:
+            info: dict[str, Any] = end.value
+            return info
+        emit(visit)
+
+
+def visits(job: Job) -> Generator[Visit, None, dict[str, Any]]:
+    """The epochs of a trial as they are stored; what is to be recorded of the process is the generator's value.
+
+    Raises as `run` does. A trial whose code reached for targets ends as `tainted`, and with it this process: whatever
+    was left behind in it, no other trial is trained here.
+    """
+    places = closed_to(job)
+    if job.guarded and any(note.watched for note in guard.notes()):
+        raise TrialError("killed", "an earlier trial tainted this training process; run again")
+    way = _visits(job)
+    while True:
+        try:
+            with guard.watching(places) if job.guarded else contextlib.nullcontext():
+                visit = _next(way)
+        except StopIteration as end:
+            info: dict[str, Any] = end.value
+            return info
+        yield visit
+
+
+def closed_to(job: Job) -> Places:
+    """What a training process has no business with."""
+    settings = (job.spec.dataset.settings[name] for name in job.spec.dataset.places)
+    given = (Path(str(place)) for place in settings if place)
+    return Places.of([job.prepared.parent], job.trajectories.parent, [*job.sources, *given])
+
+
+def _next(way: Generator[Visit, None, dict[str, Any]]) -> Visit:
+    try:
+        visit = next(way)
+    except (StopIteration, TrialError, BusyError, ResultsError) as end:
+        _refuse_tainted(end)
+        raise
+    _refuse_tainted()
+    return visit
+
+
+def _refuse_tainted(cause: Exception | None = None) -> None:
+    found = [str(note) for note in guard.notes() if note.watched]
+    if found:
+        raise TrialError("tainted", "\n".join(dict.fromkeys(found))) from cause
+
+
+def _visits(job: Job) -> Generator[Visit, None, dict[str, Any]]:
     started, clock = time.time(), time.perf_counter()
     try:
         for folder in reversed(job.plugin_folders):
@@ -67,12 +126,14 @@ def run(job: Job, emit: Callable[[Visit], None]) -> dict[str, Any]:
         torch.set_num_threads(job.spec.recipe.threads)
         trained = 0
         prepared = Prepared.open(job.prepared)
-        way = walk(job, prepared)
-        for visit in way.epochs():
-            trained += visit.trained
-            emit(visit)
-        if job.restore is not None:
-            way.restore(job.restore)
+        data, _ = restored("datasets", job.spec.dataset)
+        with guard.without_samples(data) if job.guarded else contextlib.nullcontext():
+            way = walk(job, prepared)
+            for visit in way.epochs():
+                trained += visit.trained
+                yield visit
+            if job.restore is not None:
+                way.restore(job.restore)
         cost = measure(job.spec, prepared.spec).to_json() if job.measured else None
     except (TrialError, ResultsError, BusyError):
         raise
@@ -92,6 +153,7 @@ def run(job: Job, emit: Callable[[Visit], None]) -> dict[str, Any]:
             "trained_epochs": trained,
             "versions": versions(),
             "cost": cost,
+            "guard": "guarded" if job.guarded else "unguarded",
         }
     # Only here is what the trial had allocated free again.
     raise TrialError("out of memory", f"{text}; batch_size was {job.spec.recipe.batch_size}; {_what_fits(job)}")
@@ -128,7 +190,7 @@ def walk(job: Job, prepared: Prepared) -> Walk:
 
     codes = {part.name: part.code for part in spec.strategies}
     deciding = {name: (strategy, codes[name]) for name, strategy in build_strategies(spec, task).items()}
-    lineage = lineage_of(spec, job.evaluated, device.type)
+    lineage = lineage_of(spec, job.evaluated, device.type, job.guarded)
     return Walk(
         job.trajectories,
         lineage,
@@ -138,6 +200,7 @@ def walk(job: Job, prepared: Prepared) -> Walk:
         evaluate,
         companions=list(_companions(job, task)),
         until=job.until,
+        refuse=_refuse_tainted if job.guarded else lambda: None,
     )
 
 

@@ -26,7 +26,7 @@ def text() -> str:
             lines += [f"Named alone it stands on `{method['home']}`.", ""]
         lines += _settings(method["settings"])
     lines += ["## Data sets", ""]
-    for dataset in listing.datasets(Path("nowhere")):
+    for dataset in listing.datasets(Path("nowhere"), Path("nowhere")):
         lines += [f"### `{dataset['name']}`: {dataset['title']}", "", f"Source: {dataset['source']}.", ""]
         lines += [f"Licence: {dataset['licence']}.", ""]
         if dataset["groups"]:

@@ -27,9 +27,9 @@ from bench.report.layout import Section, Table, escaped
 from bench.report.power import Need, detect
 from bench.report.published import fates, published
 from bench.report.tables import tables
+from bench.requested import truths
 from bench.stats import Sizes
 from bench.store import Store
-from bench.sweep import truths
 from tests import stored
 from tests.world import make_world
 
@@ -407,7 +407,7 @@ def awkward_table() -> Table:
 def all_latex() -> str:
     crema = [on_crema("vanilla_mt", p, (49.0, 50.0)) for p in ("published", "honest")]
     made = tables([*full(), *crema])
-    assert set(made) == {"accuracy", "cost", "paper", "comparisons", "published"}
+    assert set(made) == {"accuracy", "cost", "paper", "comparisons", "selection", "published"}
     return "\n".join([awkward_table().latex, *(table.latex for table in made.values())])
 
 

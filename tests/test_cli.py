@@ -17,7 +17,10 @@ from bench.store import Store
 from tests.commandline import DONE, NO_MIRROR, SMALL, CommandLine, InThisProcess
 from tests.world import DATASET
 
-COMMANDS = ("run", "plan", "report", "status", "list", "cost", "check", "doctor", "sync", "ui", "data", "data prepare")
+COMMANDS = (
+    *("run", "tune", "plan", "report", "ladder", "analyse", "verify", "status", "prune", "sync", "ui"),
+    *("list", "cost", "check", "doctor", "data", "data list", "data prepare", "data verify", "data audit"),
+)
 CELL = {
     "method": str,
     "label": str,
@@ -234,7 +237,10 @@ def test_status_and_doctor_as_json(done: CommandLine) -> None:
 
 @pytest.mark.parametrize("command", ["list", "plan", "report", "cost", "status", "doctor", "data list"])
 def test_what_is_shown_as_json_is_also_shown_to_people(done: CommandLine, command: str) -> None:
-    options = {"plan": ["--no-time", *SMALL, *NO_MIRROR, "--methods", "audio"], "cost": ["--datasets", DATASET, "--methods", "sum"]}
+    options = {
+        "plan": ["--no-time", *SMALL, *NO_MIRROR, "--methods", "audio"],
+        "cost": ["--datasets", DATASET, "--methods", "sum"],
+    }
     answer = done(*command.split(), *options.get(command, []))
     assert answer.code == DONE, answer.err
     assert len(answer.out.splitlines()) > 1
@@ -360,6 +366,8 @@ def test_mlflow_shows_trials_while_the_sweep_runs_and_all_of_them_after(bench: C
 
     class Slowly(InThisProcess):
         """Waits before the last trial until the first one is visible."""
+
+        guarded = False
 
         def run(self, jobs: Any) -> Any:
             finished = 0

@@ -223,8 +223,9 @@ def test_a_prepared_file_with_other_content_is_named_with_what_mends_it(bench: C
 def test_a_results_folder_that_cannot_be_used_is_refused_before_training(bench: CommandLine) -> None:
     file = bench.folder / "results"
     file.write_text("a file where a folder should be")
-    for command in (["run", *SMALL, *NO_MIRROR], ["status"], ["report"]):
+    for command in (["run", *SMALL, *NO_MIRROR], ["report"]):
         refused(bench(*command), f"{file}: results cannot be written here: Not a directory")
+    refused(bench("status"), f"{file}: results cannot be read here: it is not a folder")
 
 
 def test_a_damaged_record_is_named_and_the_other_commands_still_work(bench: CommandLine) -> None:

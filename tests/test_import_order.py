@@ -11,24 +11,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    {"errors", "network", "contract", "recipes"},
+    {"errors", "network", "contract", "protocols", "recipes"},
     {"api", "config"},
     {"layers", "plugins"},
     {"encoders", "names"},
     {"composition"},
     {"data"},
-    {"streams", "sites"},
+    {"guard", "streams", "sites"},
     {"locks", "plan", "store"},
     {"assembly", "train"},
     {"segments"},
     {"trajectory"},
     {"trial", "scoring", "cost", "latency"},
-    {"agenda", "analysis", "retention", "stats", "tracking"},
+    {"mirrored"},
+    {"agenda", "retention", "stats", "tracking"},
     {"execute"},
+    {"requested"},
     {"sweep"},
     {"study", "workplace"},
+    {"calibration"},
     {"forecast"},
-    {"conformance", "listing", "progress", "report"},
+    {"analysis", "conformance", "listing", "progress", "report", "verify"},
     {"cli", "__main__"},
 ]
 """A part of the harness may import what stands in its own or an earlier line."""
@@ -37,7 +40,20 @@ ONE_ROOM = {
     "optuna": {"bench/study/journal.py"},
     "yaml": {"bench/config.py"},
     "typer": {
-        f"bench/cli/{name}.py" for name in ("__init__", "data", "looking", "options", "running", "tracking", "tuning")
+        f"bench/cli/{name}.py"
+        for name in (
+            "__init__",
+            "analysing",
+            "data",
+            "ladder",
+            "looking",
+            "options",
+            "planning",
+            "running",
+            "tracking",
+            "tuning",
+            "verifying",
+        )
     },
     "ray": {"bench/execute/ray.py"},
     "submitit": {"bench/execute/slurm.py"},

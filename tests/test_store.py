@@ -10,8 +10,8 @@ import pytest
 
 from bench.errors import ResultsError
 from bench.report.build import build
+from bench.requested import request_of_stored
 from bench.store import Store, read_sealed, write_json, write_sealed
-from bench.sweep import request_of_stored
 from tests import stored
 
 

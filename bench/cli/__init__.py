@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from bench.cli import data, looking, planning, running, tracking, tuning
+from bench.cli import analysing, data, ladder, looking, planning, running, tracking, tuning, verifying
 from bench.cli.options import DONE, INTERRUPTED, WRONG_REQUEST
 
 app = typer.Typer(
@@ -21,14 +21,17 @@ app = typer.Typer(
 )
 app.command()(running.run)
 app.command()(tuning.tune)
+app.command()(ladder.ladder)
 app.command()(planning.plan)
 app.command()(running.report)
+app.command()(analysing.analyse)
 app.command()(running.status)
 app.command()(running.prune)
 app.command(name="list")(looking.list_)
 app.command()(looking.cost)
 app.command()(looking.check)
 app.command()(looking.doctor)
+app.command()(verifying.verify)
 app.command()(tracking.sync)
 app.command()(tracking.ui)
 app.add_typer(data.app)

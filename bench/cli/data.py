@@ -14,6 +14,7 @@ from bench.cli.screen import dataset_line, print_json, table
 
 if TYPE_CHECKING:
     from bench.data.prepared import Prepared as PreparedSet
+    from bench.data.priors import Score
     from bench.data.selection import Selected
     from bench.workplace import Workplace
 
@@ -23,12 +24,14 @@ Name = Annotated[str, typer.Argument(help="A data set with settings, e.g. av_mni
 
 
 @app.command(name="list")
-def list_(data_root: DataRoot = None, config: ConfigFile = None, format: Format = "text") -> None:
+def list_(
+    data_root: DataRoot = None, prepared: Prepared = None, config: ConfigFile = None, format: Format = "text"
+) -> None:
     """Data sets, and what would make those usable that are not."""
     from bench import listing
 
-    place = workplace(config, None, data_root, None, {}, None)
-    found = listing.datasets(place.data_root)
+    place = workplace(config, None, data_root, prepared, {}, None)
+    found = listing.datasets(place.data_root, place.prepared)
     if format == "json":
         print_json(found)
         return
@@ -105,22 +108,31 @@ def audit(
     lists: Annotated[
         tuple[Path, Path] | None, typer.Option("--lists", help="Two lists of ids to hold against each other.")
     ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", help="Whose unimodal scores are looked at. [default: beside bench.yaml, if there]"),
+    ] = None,
     data_root: DataRoot = None,
     prepared: Prepared = None,
     config: ConfigFile = None,
     assign: Assign = None,
     format: Format = "text",
 ) -> None:
-    """Shared groups, exact duplicates and class balance of a data set's splits, or of two lists of ids."""
+    """What a data set's splits, or two lists of ids, share: samples, groups, copies and near copies of content.
+
+    Also class balance, conflicting targets, what the group alone tells, and scores too good to be true. Exit code 1
+    where an honest split or two lists share anything; published splits and warnings do not change it.
+    """
     from bench import names
     from bench.data.audit import audit as audit_splits
     from bench.data.audit import audit_lists
     from bench.data.prepared import find
 
-    place = workplace(config, None, data_root, prepared, {"datasets": name}, assign)
+    place = workplace(config, results, data_root, prepared, {"datasets": name}, assign)
     if lists is None:
         selected = _prepared(name, place)
-        found = audit_splits(selected.dataset, selected.prepared)
+        trained = _unimodal_scores(place, selected.prepared)
+        found = audit_splits(selected.dataset, selected.prepared, trained=trained)
     else:
         part, dataset = names.resolve_dataset(name, place.config.settings)
         found = audit_lists(dataset, lists, find(part.name, dataset, part.code, place.data_root, place.prepared))
@@ -137,6 +149,15 @@ def _prepared(name: str, place: Workplace) -> Selected:
 
     selected, _ = select([name], place.data_root, place.prepared, place.config.settings)
     return selected[0]
+
+
+def _unimodal_scores(place: Workplace, prepared: PreparedSet) -> list[Score]:
+    from bench.report.ceilings import unimodal_scores
+    from bench.store import Store
+
+    if not (place.results / "trials").is_dir():
+        return []
+    return unimodal_scores(Store(place.results, writable=False), prepared.fingerprint)
 
 
 def _verify(label: str, prepared: PreparedSet) -> None:

@@ -14,6 +14,7 @@ from bench.cli.screen import dataset_line, print_json, short, table
 def list_(
     what: Annotated[str, typer.Argument(help="methods, datasets or all.")] = "all",
     data_root: DataRoot = None,
+    prepared: Prepared = None,
     config: ConfigFile = None,
     format: Format = "text",
 ) -> None:
@@ -23,12 +24,12 @@ def list_(
 
     if what not in ("all", "methods", "datasets"):
         raise RequestError(f"bench list {what}: expected methods, datasets or all")
-    place = workplace(config, None, data_root, None, {}, None)
+    place = workplace(config, None, data_root, prepared, {}, None)
     found: dict[str, Any] = {}
     if what in ("all", "methods"):
         found["methods"] = listing.methods()
     if what in ("all", "datasets"):
-        found["datasets"] = listing.datasets(place.data_root)
+        found["datasets"] = listing.datasets(place.data_root, place.prepared)
     if format == "json":
         print_json(found)
         return

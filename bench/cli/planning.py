@@ -20,6 +20,7 @@ from bench.cli.options import (
     Protocol,
     Results,
     Seeds,
+    with_place,
 )
 from bench.cli.place import left_out, planned, workplace
 from bench.cli.screen import print_json, say, table
@@ -55,17 +56,17 @@ def plan(
     from bench.execute.local import devices
     from bench.forecast import forecast, study_forecast
     from bench.report.power import detect as seeds_needed
+    from bench.requested import request_of
     from bench.store import Store
     from bench.study.record import Search
     from bench.study.tuned import tunings
     from bench.study.tuning import Budget
-    from bench.sweep import Sweep, request_of
+    from bench.sweep import Sweep
 
     overrides = {"methods": methods, "datasets": datasets, "seeds": seeds, "folds": folds, "protocol": protocol}
-    assign = [*(assign or ()), *([f"execute.device={device}"] if device else ())]
-    place = workplace(config, results, data_root, prepared, overrides, assign)
+    place = workplace(config, results, data_root, prepared, overrides, with_place(assign, None, device))
     selected, unusable, wanted = planned(place)
-    store = Store(place.results)
+    store = Store(place.results, writable=False)
     specs = Sweep(wanted, selected, store).missing()
     missing = {spec.id for spec in specs}
     request = request_of(wanted)

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bench.cli.options import Assign, ConfigFile, DataRoot, Device, Format, Prepared, Results
+from bench.cli.options import (
+    TAINTED,
+    Assign,
+    ConfigFile,
+    DataRoot,
+    Device,
+    ExecutorName,
+    Format,
+    Prepared,
+    Results,
+    with_place,
+)
 from bench.cli.place import planned, workplace
 from bench.cli.screen import print_json, say
 
@@ -28,6 +39,7 @@ def tune(
     sampler: Annotated[
         Literal["tpe", "random", "grid", "exhaustive"], typer.Option("--sampler", help="How settings are proposed.")
     ] = "tpe",
+    executor: ExecutorName = None,
     device: Device = None,
     assign: Assign = None,
     results: Results = None,
@@ -41,7 +53,7 @@ def tune(
     from bench.store import Store
     from bench.study.record import Search
 
-    assign = [*(assign or ()), *([f"execute.device={device}"] if device else ())]
+    assign = with_place(assign, executor, device)
     place = workplace(config, results, data_root, prepared, {"methods": method, "datasets": dataset}, assign)
     selected, _, wanted = planned(place)
     store = Store(place.results)
@@ -52,6 +64,8 @@ def tune(
         raise RequestError(f"{method}: it has no setting with a search range; `bench list` shows those that have")
     if quiet:
         print_json([study.to_json() for study in studies])
+    if any(trial.cause.startswith("tainted") for study in studies for trial in study.trials):
+        raise typer.Exit(TAINTED)
 
 
 def run_studies(
@@ -65,7 +79,7 @@ def run_studies(
     quiet: bool = False,
 ) -> list[Study]:
     """Every study that a plan needs, run until the budget is spent, drawn, and mirrored."""
-    from bench.execute.local import LocalExecutor, devices
+    from bench.execute.choose import trial_executor
     from bench.study.figures import draw
     from bench.study.record import read_study
     from bench.study.tuned import tunings
@@ -76,7 +90,7 @@ def run_studies(
     if not pending:
         return []
     found: list[Study] = []
-    with LocalExecutor(devices(place.config.execute.device, place.config.execute.slots)) as executor:
+    with trial_executor(place.config)[0] as executor:
         for tuning in pending:
             for trial in tuning.run(executor, Budget(trials, epochs)):
                 value = "" if trial.value is None else f", val {trial.value:.4f}"

@@ -116,7 +116,11 @@ class Model(nn.Module):
             values = {m: x if m in present else torch.zeros_like(x) for m, x in inputs.values.items()}
             inputs = Inputs(values, inputs.masks)
         encoders: dict[str, Encoder] = dict(self.encoders.items())  # type: ignore[arg-type]  # ModuleDict is untyped
-        output: Output = self.fusion(self.fusion.encode(encoders, inputs))
+        return self.fuse(self.fusion.encode(encoders, inputs))
+
+    def fuse(self, tokens: Mapping[str, Tokens]) -> Output:
+        """The output for tokens that the fusion's `encode` made."""
+        output: Output = self.fusion(tokens)
         if self.probes:
             output.unimodal["probe"] = {m: probe(output.features[m].detach()) for m, probe in self.probes.items()}
         return output

@@ -31,11 +31,13 @@ def random_resized_crop(
     generator: Generator,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    mirrored: float = 0.0,
 ) -> Float[Tensor, "batch *channels size size"]:
     """A random box of each image (the same of all frames of a clip), resized to size x size.
 
     `scale` is the box's share of the area and `ratio` its width over its height, drawn evenly on a logarithmic
-    scale; the first of ten boxes that fits counts, else the whole image.
+    scale; the first of ten boxes that fits counts, else the whole image. With a probability of `mirrored` the result
+    is as if `horizontal_flip` came next, without a copy of its own.
     """
     height, width = images.shape[-2:]
     share, shape, down, along = (_uniform(10 * len(images), images, generator).view(-1, 10) for _ in range(4))
@@ -52,6 +54,9 @@ def random_resized_crop(
     steps = (torch.arange(size, device=images.device) + 0.5) / size
     rows = 2 * (top + steps * tall) / height - 1  # [B, size], -1 and 1 are the outer edges
     columns = 2 * (left + steps * wide) / width - 1
+    if mirrored > 0:
+        flipped = _uniform(len(images), images, generator) < mirrored
+        columns = torch.where(flipped[:, None], columns.flip(-1), columns)
     square = (len(images), size, size)
     grid = torch.stack([columns[:, None, :].expand(square), rows[:, :, None].expand(square)], dim=-1)
     flat = images.flatten(1, -3)  # [B, C x frames, H, W]

@@ -23,6 +23,8 @@ class Selected:
     part: names.Part
     dataset: DataSet
     prepared: Prepared
+    root: Path | None = None
+    """Where its raw files are, or would be."""
 
     @property
     def spec(self) -> DataSpec:
@@ -83,11 +85,12 @@ def select(
                     overwrite=overwrite,
                 )
             if prepared is not None:
-                selected.setdefault(part.text, Selected(name, part, dataset, prepared))
-            elif text == "all":
-                unusable.append(Unusable(name, f"{reason}{_others(part.name, store)}"))
-            else:
-                raise DataError(f"{where}{': ' if where else ''}{name}: {reason}{_others(part.name, store)}")
+                selected.setdefault(part.text, Selected(name, part, dataset, prepared, root))
+                continue
+            why = f"{str(reason).removeprefix(f'{part.name}: ')}{_others(part.name, store)}"
+            if text != "all":
+                raise DataError(f"{where}{': ' if where else ''}{name}: {why}")
+            unusable.append(Unusable(name, why))
     if not selected:
         reasons = "\n".join(f"  {u.label}: {u.reason}" for u in unusable)
         raise RequestError(f"no data set is usable here:\n{reasons}")

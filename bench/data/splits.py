@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 
 from bench.api import DataError
+from bench.protocols import Split
 
 SPLITS = ("train", "val", "test")
 VAL_FRACTION = 0.125
 """Of the train samples, as near as whole groups allow."""
-
-Protocol = Literal["honest", "published"]
 
 
 def split_positions(
@@ -26,16 +25,22 @@ def split_positions(
     `honest`: the official split where there is one, with val carved out of train by group where it has none;
     otherwise group-disjoint folds, of which `fold` is the test part. No group and no stored row may be in two
     splits. `published`: the lists as published (column `published_split` if there is one, else `split`), with
-    whatever leaks they have; val is empty where the papers had none. Test never stands in for val.
+    whatever leaks they have; val is empty where the papers had none. `carved`: the published lists with val carved
+    out of their train by sample, where they have none, so that the leaks stay. Test never stands in for val.
     """
-    if kind not in ("honest", "published"):
-        raise DataError(f"unknown kind of split {kind!r}; allowed: honest, published")
+    if kind not in get_args(Split):
+        raise DataError(f"unknown kind of split {kind!r}; allowed: {', '.join(get_args(Split))}")
     available = num_folds(index, folds, kind)
     if not 0 <= fold < available:
         raise DataError(f"fold {fold} does not exist: this data set has fold 0 to {available - 1}")
     split = _official(index, kind)
-    if kind == "published":
-        return {name: np.flatnonzero(split == name) for name in SPLITS}
+    if kind != "honest":
+        positions = {name: np.flatnonzero(split == name) for name in SPLITS}
+        if kind == "carved" and len(positions["val"]) == 0:
+            samples = index["sample_id"].to_numpy(dtype=str)
+            positions["val"] = carve(samples, positions["train"], VAL_FRACTION, seed)
+            positions["train"] = np.setdiff1d(positions["train"], positions["val"])
+        return positions
     groups = sample_groups(index)
     if (split == "").all():
         positions = _fold(groups, fold, folds, seed)
@@ -86,14 +91,14 @@ def carve(groups: np.ndarray, positions: np.ndarray, fraction: float, seed: int)
 
 def _official(index: pd.DataFrame, kind: str) -> np.ndarray:
     """The split of every sample, empty strings where there is none at all."""
-    listed = kind == "published" and "published_split" in index.columns
+    listed = kind != "honest" and "published_split" in index.columns
     split = index["published_split" if listed else "split"].fillna("").to_numpy(dtype=str)
     strange = sorted(set(split.tolist()) - {*SPLITS, ""})
     if strange:
         raise DataError(f"unknown split {strange[0]!r}; allowed: train, val, test")
     empty = split == ""
     if empty.all():
-        if kind == "published":
+        if kind != "honest":
             raise DataError("this data set has no published split; the honest protocol draws one by group")
         return split
     if empty.any() and not listed:

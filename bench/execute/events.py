@@ -73,5 +73,23 @@ class Stopped:
     text: str
 
 
-Event = Started | EpochDone | Finished | Failed | Postponed
+@dataclass(frozen=True)
+class Settled:
+    """Another process on the same results folder finished or failed a trial."""
+
+    trial: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something a person should know that ended no trial; `trial` is empty."""
+
+    text: str
+    trial: str = ""
+
+
+SPOILING = frozenset({"tainted", "killed"})
+"""Causes after which a training process serves no other trial."""
+
+Event = Started | EpochDone | Finished | Failed | Postponed | Settled | Noted
 """What an executor reports of the trials it runs."""

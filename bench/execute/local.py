@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from bench.api import DataError
 from bench.errors import RequestError, ResultsError
 from bench.execute import worker
-from bench.execute.events import Event, Failed, Finished, Jobs, MakeJob, Postponed, Started, Stopped
+from bench.execute.events import SPOILING, Event, Failed, Finished, Jobs, MakeJob, Postponed, Started, Stopped
 from bench.trial import smaller_batch
 
 POLL = 0.2
@@ -134,6 +134,10 @@ class LocalExecutor:
                 raise ResultsError(event.text)
             if isinstance(event, Finished | Failed | Postponed):
                 slot.trial = None
+            if isinstance(event, Failed) and event.cause in SPOILING:
+                slot.process.kill()  # with all that its plugin may have left running
+                slot.process.join()
+                self._replace(slot)
             yield event
 
     def _died(self, slot: _Slot) -> Failed:

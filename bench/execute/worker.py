@@ -22,17 +22,20 @@ def main(connection: Connection, parent: int) -> None:
     _die_with(parent)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    from bench import guard
+
+    # From before any plugin is imported until the end: what one leaves running is seen between trials too.
+    with guard.watching(guard.Places()), contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             job: Job | None = connection.recv()
-            if job is None:
+            if job is None or not _serve(connection, job):
                 return
-            _serve(connection, job)
 
 
-def _serve(connection: Connection, job: Job) -> None:
+def _serve(connection: Connection, job: Job) -> bool:
+    """Run a trial; whether this process may run another one."""
     from bench.errors import ResultsError, TrialError
-    from bench.execute.events import EpochDone, Failed, Finished, Postponed, Stopped
+    from bench.execute.events import SPOILING, EpochDone, Failed, Finished, Postponed, Stopped
     from bench.trajectory import BusyError
     from bench.trial import run
 
@@ -41,12 +44,14 @@ def _serve(connection: Connection, job: Job) -> None:
         info = run(job, lambda visit: connection.send(EpochDone(trial, visit)))
     except TrialError as error:
         connection.send(Failed(trial, error.cause, error.text))
+        return error.cause not in SPOILING
     except BusyError as busy:
         connection.send(Postponed(trial, busy.segment, busy.epoch))
     except ResultsError as error:
         connection.send(Stopped(trial, str(error)))
     else:
         connection.send(Finished(trial, info))
+    return True
 
 
 def _die_with(parent: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench import stats
+from bench.protocols import PROTOCOLS
 from bench.report.cell import Cell, split_method
 from bench.report.compare import Compared, Comparer
 from bench.scoring import MAXIMISED, SAMPLE_MEANS
@@ -42,10 +43,11 @@ class Board:
 
 
 def board_of(cells: Sequence[Cell]) -> Board:
-    """The verdicts about comparable rows. Under the published protocol there are none."""
+    """The verdicts about comparable rows. Under any protocol but the honest one there are none."""
     first = cells[0]
-    if first.protocol != "honest":
-        return Board({}, None, (), ("Not ranked: the epoch that counts was chosen on test.",))
+    unranked = PROTOCOLS[first.protocol].unranked
+    if unranked:
+        return Board({}, None, (), (f"Not ranked: {unranked}.",))
     if first.metric not in SAMPLE_MEANS:
         return Board(
             {}, None, (), (f"No tiers: {first.metric} is no mean over samples, so no paired test per sample.",)

@@ -13,10 +13,13 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from bench import names
+from bench.protocols import Selection
 from bench.stats import Sizes
 
 PERCENT = frozenset({"accuracy", "macro_f1"})
 """Metrics that are fractions and shown in percent."""
+UNGUARDED = "trained unguarded, in one process with the targets"
+"""What a note says of trials that nobody watched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,7 @@ class Cell:
     failures: Mapping[str, str] = field(default_factory=dict)
     """Trial id -> cause, of those that ended early."""
     splits: Mapping[int, str] = field(default_factory=dict)
-    """Fold -> hash of the effective split."""
+    """Fold -> hash of the effective split; where trials of a row differ in it, all of them."""
     sizes: Sizes | None = None
     """Of a fold's train and test part; the mean where folds differ."""
     modalities: tuple[str, ...] = ()
@@ -79,6 +82,8 @@ class Cell:
     note: str = ""
     samples: Mapping[tuple[int, int], Samples] = field(default_factory=dict, compare=False, repr=False)
     """(fold, seed) -> what a paired test reads; empty where targets were never at hand."""
+    selections: Mapping[Selection, tuple[float, ...]] = field(default_factory=dict, compare=False, repr=False)
+    """How the epoch is selected -> scores in the order of `values`; only the audit of selections shows them."""
     curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict, compare=False, repr=False)
     """`AIR` and `mass <modality>` after every epoch, means over trainings and sites."""
 
@@ -113,6 +118,6 @@ def shown(metric: str, value: float) -> float:
 
 def to_json(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Cells as plain values; numbers unrounded, accuracies in percent. What only tests and figures read is left out."""
-    bare = [dataclasses.replace(cell, samples={}, curves={}) for cell in cells]
+    bare = [dataclasses.replace(cell, samples={}, selections={}, curves={}) for cell in cells]
     plain: list[dict[str, Any]] = json.loads(json.dumps([dataclasses.asdict(cell) for cell in bare], allow_nan=False))
-    return [{k: v for k, v in cell.items() if k not in ("samples", "curves")} for cell in plain]
+    return [{k: v for k, v in cell.items() if k not in ("samples", "selections", "curves")} for cell in plain]

@@ -14,12 +14,13 @@ from bench.assembly import restored
 from bench.cost import Cost
 from bench.errors import RequestError
 from bench.plan import PartSpec
+from bench.protocols import SELECTIONS, Selection
 from bench.recipes import NOT_IN_ID, RECIPES
-from bench.report.cell import Cell, shown
+from bench.report.cell import UNGUARDED, Cell, shown
 from bench.report.scores import Scored, Scorer, Trial
+from bench.requested import FindTruth
 from bench.stats import Interval, Sizes
 from bench.store import Store
-from bench.sweep import FindTruth
 from bench.trajectory import record_from_json
 
 
@@ -31,6 +32,7 @@ class _Group:
     seed: int
     trials: tuple[Trial, ...]
     scored: Scored | None
+    selections: Mapping[Selection, float | None] | None
 
 
 def collect(store: Store, request: Mapping[str, Any], truths: FindTruth | None = None) -> list[Cell]:
@@ -55,9 +57,10 @@ def _cell(store: Store, row: Mapping[str, Any], scorer: Scorer) -> Cell:
     for group in row["groups"]:
         if all(store.has(trial) for trial in group["trials"]):
             parts = tuple(Trial.read(store, trial) for trial in group["trials"])
-            groups.append(_Group(group["fold"], group["seed"], parts, scorer.scored(row, parts)))
+            found = scorer.scored(row, parts), scorer.by_selection(row, parts)
+            groups.append(_Group(group["fold"], group["seed"], parts, *found))
     if not groups:
-        return dataclasses.replace(cell, note=_note(cell, row, 0, 0))
+        return dataclasses.replace(cell, note=_note(cell, row, groups))
     scored = [(group, group.scored) for group in groups if group.scored is not None]
     trials = [trial for group in groups for trial in group.trials]
     cell = dataclasses.replace(
@@ -68,14 +71,14 @@ def _cell(store: Store, row: Mapping[str, Any], scorer: Scorer) -> Cell:
         values=tuple(cell.shown(found.test[cell.metric]) for _, found in scored),
         seeds=tuple(group.seed for group, _ in scored),
         folds=tuple(group.fold for group, _ in scored),
-        splits={group.fold: group.trials[0].record["split_hash"] for group in groups},
+        splits=_splits(groups),
         sizes=_sizes(groups),
         modalities=tuple(trials[0].record["modalities"]),
         recipe=_recipe(trials[0].spec["recipe"]),
         data_fingerprint=trials[0].record["data_fingerprint"],
         cost=_cost(groups),
         tuning=_tuning(row),
-        note=_note(cell, row, len(groups), len(scored)),
+        note=_note(cell, row, groups),
     )
     if not scored:
         return cell
@@ -92,6 +95,7 @@ def _cell(store: Store, row: Mapping[str, Any], scorer: Scorer) -> Cell:
         accuracy_high=accuracy[2],
         macro_f1=shown("macro_f1", float(np.mean(f1))) if f1 else None,
         samples={(g.fold, g.seed): found.samples for g, found in scored if found.samples is not None},
+        selections=_selections(cell, [group for group, _ in scored]),
     )
     if row["derived"]:
         return cell
@@ -103,6 +107,25 @@ def _cell(store: Store, row: Mapping[str, Any], scorer: Scorer) -> Cell:
         attention_mass=_means([trial.scores.get("test_attention_mass", {}) for trial in trials]),
         curves=_curves(trials),
     )
+
+
+def _splits(groups: Sequence[_Group]) -> dict[int, str]:
+    hashes: dict[int, dict[str, None]] = {}
+    for group in groups:
+        for trial in group.trials:
+            hashes.setdefault(group.fold, {})[trial.record["split_hash"]] = None
+    return {fold: " and ".join(sorted(found)) for fold, found in hashes.items()}
+
+
+def _selections(cell: Cell, groups: Sequence[_Group]) -> dict[Selection, tuple[float, ...]]:
+    """The scores under every rule that all trainings have one for."""
+    found = {}
+    for rule in SELECTIONS:
+        values = [(group.selections or {}).get(rule) for group in groups]
+        scores = tuple(cell.shown(value) for value in values if value is not None)
+        if scores and len(scores) == len(values):
+            found[rule] = scores
+    return found
 
 
 def _sizes(groups: Sequence[_Group]) -> Sizes:
@@ -119,10 +142,14 @@ def _failures(store: Store, row: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _note(cell: Cell, row: Mapping[str, Any], finished: int, scored: int) -> str:
+def _note(cell: Cell, row: Mapping[str, Any], groups: Sequence[_Group]) -> str:
+    finished, scored = len(groups), sum(group.scored is not None for group in groups)
+    unguarded = sum(trial.record.get("guard") == "unguarded" for group in groups for trial in group.trials)
     notes = []
     if finished < cell.wanted:
         notes.append(f"{finished} of {cell.wanted} finished")
+    if unguarded:
+        notes.append(f"{unguarded} {UNGUARDED}")
     if cell.failures:
         notes.append(f"failed: {', '.join(sorted(set(cell.failures.values())))}")
     if scored < finished:

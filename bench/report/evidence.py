@@ -22,7 +22,7 @@ COMPARISONS_NOTE = (
 )
 PUBLISHED_NOTE = (
     "Reproduced: here, under the published protocol. Reproduced - published carries the interval of the reproduction, "
-    "since no interval was published. Honest - reproduced: Welch's interval"
+    "since no interval was published. Honest - reproduced: Welch's interval over the seeds, or the folds, of each"
 )
 
 

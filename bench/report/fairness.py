@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from bench import names
-from bench.report.cell import Cell, split_method
+from bench.report.cell import UNGUARDED, Cell, split_method
 from bench.report.sections import sections, title
 
 LATE_FUSIONS = ("concat", "sum")
@@ -31,7 +31,8 @@ def _apart(parts: Sequence[Sequence[Cell]]) -> Iterator[str]:
 def _problems(cells: Sequence[Cell]) -> Iterator[str]:
     for cell in cells:
         if cell.note:
-            yield f"{cell.label} is not finished: {cell.note}"
+            how = "was not watched" if UNGUARDED in cell.note else "is not finished"
+            yield f"{cell.label} {how}: {cell.note}"
     trained = [cell for cell in cells if not cell.derived and cell.values]
     budgets = {cell.label: f"{cell.tuning['trials']} trials, {cell.tuning['epochs']} epochs" for cell in trained}
     if len(set(budgets.values())) > 1:

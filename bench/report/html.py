@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import jinja2
 
+from bench.analysis.showing import Shown
+from bench.report.across import across
 from bench.report.cell import Cell
 from bench.report.figures import curves, dots
 from bench.report.layout import WORDS, Section, Table
+from bench.report.ranks import critical_difference
 from bench.report.sections import sections, title
 
 
@@ -27,6 +30,7 @@ def page(
     tables: Mapping[str, Table],
     skipped: Sequence[Mapping[str, str]],
     problems: Sequence[str] = (),
+    analyses: Sequence[Shown] = (),
 ) -> str:
     """The whole page as one self-contained HTML text."""
     environment = jinja2.Environment(
@@ -45,5 +49,12 @@ def page(
         parts.append(_Part(title(group), figures, tuple(shown)))
     published = tables["published"].sections if "published" in tables else ()
     return environment.get_template("report.html.jinja").render(
-        parts=parts, published=published, skipped=skipped, problems=problems, words=WORDS
+        parts=parts,
+        published=published,
+        across=tables["across"].sections if "across" in tables else (),
+        ranks=[critical_difference(one, f"ranks-{i}") for i, one in enumerate(across(cells))],
+        skipped=skipped,
+        problems=problems,
+        words=WORDS,
+        analyses=analyses,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from tabulate import tabulate
 
-WORDS = frozenset({"Method", "Canonical name", "Note", "Row", "Against", "Source"})
+WORDS = frozenset({"Method", "Canonical name", "Note", "Row", "Against", "Source", "Site", "Rung", "Paired"})
 """Columns that hold words."""
 
 _LATEX = {c: rf"\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}

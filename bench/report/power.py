@@ -14,10 +14,10 @@ from bench.data.splits import num_folds, split_positions
 from bench.report.cell import Cell, shown
 from bench.report.collect import collect
 from bench.report.compare import Comparer
+from bench.requested import truths
 from bench.scoring import SAMPLE_MEANS
 from bench.stats import Noise, Sizes
 from bench.store import Store
-from bench.sweep import truths
 
 
 @dataclass(frozen=True)

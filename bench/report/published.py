@@ -104,9 +104,8 @@ class Fate:
     @property
     def protocol_gap(self) -> Interval | None:
         """Honest minus reproduced (Welch): what the protocol is worth. The two have other splits, so nothing pairs."""
-        if self.honest is None or self.reproduced is None or not (self.honest.values and self.reproduced.values):
-            return None
-        return stats.unpaired_difference(self.honest.values, self.reproduced.values)
+        honest, reproduced = _score(self.honest), _score(self.reproduced)
+        return None if honest is None or reproduced is None else stats.difference_of_means(*honest, *reproduced)
 
 
 def published(cell: Cell, quantity: str = "accuracy") -> Published | None:
@@ -129,6 +128,14 @@ def fates(cells: Sequence[Cell]) -> list[Fate]:
         honest = cell if cell.protocol == "honest" else other.honest
         found[key] = Fate(value, other.label, reproduced, honest)
     return list(found.values())
+
+
+def _score(cell: Cell | None) -> tuple[Interval, int] | None:
+    """The mean with its interval, and over how many folds or, on one fold, seeds it is."""
+    if cell is None or not cell.values:
+        return None
+    found = stats.interval(cell.values, folds=cell.folds, sizes=cell.sizes)
+    return found, cell.n_folds if cell.n_folds > 1 else len(cell.values)
 
 
 def dataset_of(cell: Cell) -> str:

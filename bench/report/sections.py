@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.protocols import PROTOCOLS
 from bench.report.cell import Cell
 from bench.report.layout import listed
 
 NAMES = {"accuracy": "Accuracy (%)", "macro_f1": "Macro-F1 (%)", "mae": "MAE", "pearson": "Pearson"}
-
-SELECTION = {
-    "honest": "best val epoch, test scored once after selection",
-    "published": "best epoch on test, as the papers did",
-}
-"""Which epoch counts under a protocol."""
 
 
 def sections(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -30,6 +25,19 @@ def sections(cells: Sequence[Cell]) -> list[list[Cell]]:
     return sorted(parts, key=lambda part: place[id(part[0])])
 
 
+def mixed(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """Data sets and a line for each of their folds in which rows of one protocol have different effective splits."""
+    found: dict[tuple[str, str, int], dict[str, list[str]]] = {}
+    for cell in cells:
+        for fold, split in cell.splits.items():
+            found.setdefault((cell.dataset, cell.protocol, fold), {}).setdefault(split, []).append(cell.label)
+    return [
+        (dataset, f"{dataset} ({protocol}), fold {fold}: {_rows_by(by_split)}")
+        for (dataset, protocol, fold), by_split in found.items()
+        if len(by_split) > 1 or any(" and " in split for split in by_split)
+    ]
+
+
 def title(cells: Sequence[Cell]) -> str:
     """The data set and the protocol."""
     return f"{cells[0].dataset} ({cells[0].protocol})"
@@ -42,7 +50,7 @@ def caption(cells: Sequence[Cell]) -> str:
     splits = {fold: split for cell in cells for fold, split in cell.splits.items()}
     hashes = ", ".join(f"fold {fold}: {split}" for fold, split in sorted(splits.items()))
     facts = [
-        f"Protocol {first.protocol} ({SELECTION[first.protocol]})",
+        f"Protocol {PROTOCOLS[first.protocol].title} ({PROTOCOLS[first.protocol].about})",
         f"{metric_name(first)}: mean with its 95 % interval over {_interval_over(cells)}",
         f"Seeds {listed(seeds)}; folds {listed(sorted(splits))}; effective split {hashes or 'none yet'}",
         f"Recipe {first.recipe or 'none yet'}",
@@ -53,6 +61,10 @@ def caption(cells: Sequence[Cell]) -> str:
 def metric_name(cell: Cell) -> str:
     """The metric as a heading."""
     return NAMES.get(cell.metric, cell.metric)
+
+
+def _rows_by(split: dict[str, list[str]]) -> str:
+    return "; ".join(f"{', '.join(labels)}: {name}" for name, labels in split.items())
 
 
 def _comparable(a: Cell, b: Cell) -> bool:

@@ -7,12 +7,15 @@ from typing import Any
 
 import pandas as pd
 
+from bench.report.across import across
+from bench.report.across import table as across_table
 from bench.report.board import Board, board_of
 from bench.report.cell import Cell
 from bench.report.evidence import comparisons, published_values
 from bench.report.layout import Section, Table, amount, bounds, number
 from bench.report.published import fates, published
 from bench.report.sections import NAMES, caption, metric_name, sections, title
+from bench.report.selection import selections
 
 _Texts = Callable[[Sequence[Cell], int, Board], Mapping[str, str]]
 _Values = Callable[[Cell, int, Board], Mapping[str, Any]]
@@ -31,7 +34,7 @@ _PAPER_NOTE = "Parameters: all of the model, probes included. GFLOPs as papers p
 
 
 def tables(cells: Sequence[Cell]) -> dict[str, Table]:
-    """All tables by name; `published` only where a data set has published values."""
+    """All tables by name; `published` and `across` only where data sets have published values or share rows."""
     parts = sections(cells)
     boards = [board_of(part) for part in parts]
     placed = {id(cell): (i, board) for part, board in zip(parts, boards, strict=True) for i, cell in enumerate(part)}
@@ -49,7 +52,7 @@ def tables(cells: Sequence[Cell]) -> dict[str, Table]:
         ]
         return Table(name, heading, tuple(shown), pd.DataFrame([values(cell, *placed[id(cell)]) for cell in cells]))
 
-    found = fates(cells)
+    found, over = fates(cells), across(cells)
     return {
         "accuracy": made("accuracy", "Accuracy", _ACCURACY_NOTE, _accuracy_text, _accuracy_values),
         "cost": made(
@@ -62,6 +65,8 @@ def tables(cells: Sequence[Cell]) -> dict[str, Table]:
         ),
         "paper": made("paper", "Accuracy and cost", _PAPER_NOTE, _paper_text, _paper_values),
         "comparisons": comparisons(parts, boards),
+        "selection": selections(parts),
+        **({"across": across_table(over)} if over else {}),
     } | ({"published": published_values(found)} if found else {})
 
 
@@ -84,6 +89,7 @@ def _accuracy_text(cells: Sequence[Cell], row: int, board: Board) -> dict[str, s
         | {m: number(cell.unimodal.get(m), cell.digits) for m in alone}
         | ({"AIR": number(cell.air, 2)} if any(c.air is not None for c in cells) else {})
         | {f"mass {m}": number(cell.attention_mass.get(m), 2) for m in masses}
+        | ({"Tuning trials": str(cell.tuning["trials"])} if any(c.tuning["trials"] for c in cells) else {})
         | ({"Note": cell.note} if any(c.note for c in cells) else {})
     )
 

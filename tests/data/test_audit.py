@@ -15,6 +15,7 @@ from bench import names
 from bench.api import DataError, Item, Sample
 from bench.data.audit import audit, audit_lists
 from bench.data.prepared import Prepared, prepare
+from bench.data.priors import Score
 
 RAW = Path("raw")
 
@@ -139,3 +140,72 @@ def test_regression_has_no_classes(tmp_path: Path) -> None:
     found = audit(dataset, prepare("arrays", dataset, part.code, RAW, tmp_path / "store"))
     assert found.ok
     assert found.splits[0].classes == {}
+
+
+class Mislabelled(Small):
+    """Images 39 and 0 are one; their targets are both 0, and those of 38 and 1, which are one too, are 2 and 1."""
+
+    def read(self, root: Path, modality: str, key: str) -> Item:
+        """One source."""
+        return super().read(root, modality, {"v39": "v0", "v38": "v1"}.get(key, key))
+
+
+def test_equal_content_with_different_targets_is_said(tmp_path: Path) -> None:
+    found = audit(*small(tmp_path, Mislabelled))
+    by_modality = {conflict.modality: conflict for conflict in found.conflicts}
+    assert by_modality["visual"].count == 2
+    assert by_modality["visual"].examples == ("s0001", "s0038")
+    assert by_modality["audio"].count == 40  # each clip serves two samples, and classes alternate
+    assert "every modality" not in by_modality
+    (overlap,) = found.splits[0].overlaps
+    assert (overlap.count, overlap.conflicting) == (2, 1)
+    assert "share 2 visual contents (1 with another target)" in found.to_text()
+    assert "warning: 2 samples hold the same visual and different targets: s0001, s0038" in found.to_text()
+
+
+def test_warnings_are_no_leaks(tmp_path: Path) -> None:
+    """A perfect score, conflicting targets: worth a look, and the split is as clean as it was."""
+    perfect = Score.of("audio (fold 0, seed 0)", "test", 10, 10)
+    dataset, prepared = small(tmp_path)
+    found = audit(dataset, prepared, trained=[perfect, Score.of("visual (fold 0, seed 0)", "test", 3, 10)])
+    assert found.ok
+    texts = [text for text in found.warnings if "seed 0" in text]
+    assert len(texts) == 1
+    assert texts[0].startswith("audio (fold 0, seed 0) is right on 100.0 % of test")
+    assert json.loads(json.dumps(found.to_json()))["trained"][0]["accuracy"] == 1.0
+
+
+def test_a_class_that_train_lacks_is_said(tmp_path: Path) -> None:
+    class Unseen(Small):
+        """Test has a class of its own."""
+
+        def samples(self, root: Path) -> list[Sample]:
+            """All."""
+            return [
+                dataclasses.replace(s, target=2.0 if s.split == "test" else s.target % 2) for s in super().samples(root)
+            ]
+
+    found = audit(*small(tmp_path, Unseen))
+    assert found.splits[0].unseen == {"test": ("2",)}
+    assert "honest: test has classes that train does not have: 2" in found.warnings
+    assert found.ok
+
+
+def test_the_nearest_train_sample_knows_the_class_of_a_copy(tmp_path: Path) -> None:
+    """All of test is in train already, with its classes: nothing is left to measure."""
+
+    class Repeated(Small):
+        """Image k is image k - 30, whose class it shares, where there is one."""
+
+        def read(self, root: Path, modality: str, key: str) -> Item:
+            """One source."""
+            k = int(key[1:])
+            return super().read(root, modality, f"v{k - 30}" if modality == "visual" and k >= 30 else key)
+
+    found = audit(*small(tmp_path, Repeated))
+    scores = {(s.predictor, s.part): s for s in found.splits[0].scores}
+    assert scores["the nearest train sample by visual", "test"].accuracy == 1.0
+    assert scores["the nearest train sample by audio", "test"].accuracy < 1.0
+    assert any(
+        text.startswith("honest: the nearest train sample by visual is right on 100.0 %") for text in found.warnings
+    )

@@ -11,9 +11,9 @@ from raw_layouts import FPS, RATE, write_frames, write_video, write_wav
 
 from bench.api import DataError
 from bench.data import media
-from bench.data.augment import random_resized_crop
+from bench.data.augment import horizontal_flip, random_resized_crop
 from bench.data.fbank import log_fbank
-from bench.data.frames import stored_side, to_inputs, to_store
+from bench.data.frames import DEVIATION, MEAN, stored_side, to_inputs, to_store
 from bench.data.lists import read_list
 
 
@@ -177,6 +177,25 @@ def test_frames_of_a_batch() -> None:
     drawn = levels(to_inputs(stored, 14, 3, torch.Generator().manual_seed(0)))
     for part in range(3):
         assert set(drawn[:, part].tolist()) == {3 * part, 3 * part + 1, 3 * part + 2}
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_inputs_are_the_scaled_crops_to_the_bit(count: int) -> None:
+    """However it is done, what comes out is (x / 255 - mean) / deviation of the crop, in the order of these steps."""
+    stored = torch.randint(0, 256, (5, count, 20, 20, 3), dtype=torch.uint8, generator=seeded())
+    mean, deviation = (torch.tensor(values).view(3, 1, 1, 1) for values in (MEAN, DEVIATION))
+    middle = stored[:, [1, 3, 5]].movedim(-1, 1).float() / 255
+    expected = (middle[..., 1:18, 1:18] - mean) / deviation
+    assert torch.equal(to_inputs(stored, 17, 3, None), expected)
+    draws = seeded(4)
+    drawn = torch.randint(2, (5, 3), generator=draws) + 2 * torch.arange(3)
+    chosen = stored[torch.arange(5)[:, None], drawn].movedim(-1, 1).float() / 255
+    boxes = horizontal_flip(random_resized_crop(chosen, 17, draws), draws)
+    assert torch.equal(to_inputs(stored, 17, 3, seeded(4)), (boxes - mean) / deviation)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_random_boxes_are_resized_alike_for_all_frames() -> None:

@@ -119,3 +119,18 @@ def test_the_split_hash_tells_effective_splits_apart() -> None:
     whole = index([""] * 6, ["train"] * 3 + ["val", "test", "test"])
     fewer = whole.drop(5).reset_index(drop=True)
     assert split_hash(whole, split_positions(whole)) != split_hash(fewer, split_positions(fewer))
+
+
+def test_val_carved_out_of_the_published_train_list_keeps_the_leaks() -> None:
+    """By sample: the test list stays, the train list is parted, and the groups it shares with test stay in train."""
+    groups = [f"g{k % 4}" for k in range(200)]
+    leaking = index(groups, published_split=["train"] * 160 + ["test"] * 40)
+    published, carved = (split_positions(leaking, kind=kind) for kind in ("published", "carved"))
+    assert carved["test"].tolist() == published["test"].tolist()
+    assert len(carved["val"]) == 20
+    assert sorted([*carved["train"], *carved["val"]]) == published["train"].tolist()
+    assert {groups[k] for k in carved["train"]} == {groups[k] for k in carved["val"]} == set(groups)
+    own = index(groups, published_split=(["train"] * 140 + ["val"] * 20 + ["test"] * 40))
+    assert split_positions(own, kind="carved")["val"].tolist() == list(range(140, 160))
+    with pytest.raises(DataError, match="no published split"):
+        split_positions(index(groups), kind="carved")
