@@ -18,6 +18,7 @@ from bench.report.ladder_table import build_ladder, figure
 from bench.stats import Sizes
 from bench.store import Store
 from tests import stored
+from tests.commandline import WRONG_REQUEST, CommandLine
 from tests.world import DATASET
 
 NAMES = [step.name for step in STEPS]
@@ -119,6 +120,26 @@ def test_a_row_without_a_published_number_begins_at_its_first_training() -> None
     assert [r.name for r in climb.rungs] == [NAMES[0]]
     assert climb.total is None
     assert climb.missing == {PUBLISHED: "none is known for vanilla_mt on crema_d", NAMES[4]: "no tuning was asked for"}
+
+
+def test_a_tuned_rung_says_how_many_trials_it_took(tmp_path: Path) -> None:
+    store, spec = Store(tmp_path / "results"), stored.spec()
+    stored.store_trial(store, spec)
+    asked = stored.request([("concat", [[spec]])] * 2)
+    asked["rows"][1]["tuned"] = {"trials": 7, "trained_epochs": 21}
+    asked["ladder"] = {"steps": ["disjoint split", "equal tuning"], "dropped": {}}
+    (section,) = build_ladder(store, asked).table.sections
+    assert section.caption.count("tuning trials") == 1
+    assert "Equal tuning: every row tuned on val with the same budget (" in section.caption
+    assert "after selection; 7 tuning trials; seeds 0" in section.caption
+
+
+def test_several_data_sets_are_refused_before_any_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = CommandLine(tmp_path, tmp_path / "prepared", tmp_path / "raw", monkeypatch)
+    answer = bench("ladder", "--dataset", f"{DATASET},av_digits", "--methods", "concat")
+    assert answer.code == WRONG_REQUEST
+    assert f"a ladder is climbed on one data set, found {DATASET}, av_digits" in answer.err
+    assert not bench.prepared.exists()
 
 
 def test_the_figure_names_every_rung() -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from bench import tracking
+from bench.analysis.contract import Measurement
+from bench.analysis.kept import Kept
+from bench.analysis.missing import Missing
 from bench.config import TrackingConfig
 from bench.errors import RequestError, ResultsError
 from bench.store import Store
@@ -131,6 +134,23 @@ def test_sync_repairs_what_a_crash_left_behind(store: Store, client: Any) -> Non
     assert not any("bench.cause" in run.data.tags for run in runs)
     assert runs_of(client, "sweep")[0].info.status == "FINISHED"
     assert tracking.sync(store) == 0
+
+
+def test_a_measurement_stands_on_the_run_of_its_trial(store: Store, client: Any) -> None:
+    """Where the trial has no run yet it gets one; a second time adds nothing."""
+
+    def run() -> Any:
+        (found,) = [r for r in runs_of(client, "trial") if r.data.tags["bench.trial_id"] == SPECS[1].id]
+        return found
+
+    client.delete_run(run().info.run_id)
+    Kept(store, Missing()).write(SPECS[1].id, Measurement({"clean": 0.75, "missing": {"audio": {"zero": 0.25}}}), 1.0)
+    assert tracking.mirror_analyses(store) == 1
+    metrics = run().data.metrics
+    assert (metrics["analysis/missing/clean"], metrics["analysis/missing/missing/audio/zero"]) == (0.75, 0.25)
+    assert run().info.status == "FINISHED"
+    assert len(client.list_artifacts(run().info.run_id, "analyses")) == 1
+    assert tracking.mirror_analyses(store) == 0
 
 
 def test_the_database_is_in_the_results_folder_and_shared_by_writers(store: Store) -> None:

@@ -70,16 +70,18 @@ def run(
     selected, unusable, wanted = planned(place)
     store = Store(place.results)
     quiet = format == "json"
+    failed: list[str] = []
     if tuned:
         trials = place.config.tune.trials
         if place.config.execute.executor != "slurm":  # its jobs train what was tuned before
-            run_studies(place, wanted, selected, store, Search(), trials, quiet=quiet)
+            studies = run_studies(place, wanted, selected, store, Search(), trials, quiet=quiet)
+            failed += ["tainted" for study in studies for trial in study.trials if trial.cause.startswith("tainted")]
         wanted = with_tuned(wanted, store, trials)
     sweep = Sweep(wanted, selected, store, disk=place.config.execute.snapshot_gb * 1e9)
     request = sweep.record_request()
     say(quiet, *left_out(wanted, unusable))
     words = _again(place, overrides, assign, tuned, allow_mixed)
-    failed = train_missing(place, sweep, request, quiet, words)
+    failed += train_missing(place, sweep, request, quiet, words)
     report = build(store, request, truths(selected), allow_mixed)
     if quiet:
         print_json(report.to_json())

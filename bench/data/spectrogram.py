@@ -42,7 +42,7 @@ def tile_or_cut(wave: Float[Tensor, " samples"], length: int) -> Float[Tensor, "
 def standardised(x: Float[Tensor, "batch channels frequencies frames"]) -> Tensor:
     """Each spectrogram with mean 0 and standard deviation 1, whatever its recording level."""
     deviation, mean = torch.std_mean(x, dim=(1, 2, 3), keepdim=True, correction=0)
-    return (x - mean) / (deviation + 1e-3)
+    return (x - mean).div_(deviation + 1e-3)
 
 
 @cache

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import tracking
-from bench.store import Store
+from bench.errors import ResultsError
+from bench.store import read_json
 from tests.commandline import DONE, NO_MIRROR, SMALL, SOME_FAILED, WRONG_REQUEST, CommandLine
-from tests.world import DATASET
 
-ASKED = (*SMALL, "--seeds", "1")
+ONCE = ("--set", "recipe.epochs=1")
+ASKED = (*SMALL, "--seeds", "1", *ONCE)
 
 
 @pytest.fixture(scope="module")
@@ -27,42 +26,42 @@ def bench(tmp_path_factory: pytest.TempPathFactory, module_patch: pytest.MonkeyP
     """A folder in which one multimodal and one unimodal row are finished."""
     base = tmp_path_factory.mktemp("analyse")
     made = CommandLine(base, tmp_path_factory.getbasetemp() / "command-line-prepared", base / "raw", module_patch)
-    answer = made.run("--methods", "audio,concat")
+    answer = made.run("--methods", "audio,concat", *ONCE)
     assert answer.code == DONE, answer.err
     return made
 
 
 def test_it_answers_once_and_joins_the_report(bench: CommandLine) -> None:
-    words = ("analyse", "missing,contribution", "--methods", "audio,concat", *ASKED, *NO_MIRROR)
+    words = ("analyse", "missing,gradients", "--methods", "audio,concat", *ASKED, *NO_MIRROR)
     answer = bench(*words)
     assert answer.code == DONE, answer.err
     assert "2 measurements to make on cpu, 0 are there" in answer.out
     assert "skipped by missing: audio on" in answer.out
     assert "without visual" in answer.out
-    assert "0 measurements to make on cpu, 2 are there" in bench(*words).out
-    (figure,) = (bench.results / "figures").glob("contribution*.svg")
+    again = bench("analyse", "missing", *words[2:])
+    assert "0 measurements to make on cpu, 1 are there" in again.out
+    (figure,) = (bench.results / "figures").glob("gradients*.svg")
     assert figure.read_text().startswith("<svg")
-    for table in ("missing", "contribution"):
+    for table in ("missing", "gradients"):
         assert {f.suffix for f in (bench.results / "tables").glob(f"analysis_{table}.*")} == {".md", ".csv", ".tex"}
     report = bench("report")
     assert "# Missing modality at test" in report.out
     page = (bench.results / "report.html").read_text()
     assert 'id="analysis-missing"' in page
-    assert "Shapley values of the accuracy" in page
+    assert "norm of the gradient of the mean loss over a branch" in page
 
 
 def test_programs_read_unrounded_rows(bench: CommandLine) -> None:
-    answer = bench(
-        "analyse", "noise", "--methods", "concat", *ASKED, *NO_MIRROR, "--set", "noise.levels=1", "--format", "json"
-    )
+    words = ("--methods", "concat", *ASKED, *NO_MIRROR, "--set", "missing.seed=1", "--format", "json")
+    answer = bench("analyse", "missing", *words)
     assert answer.code == DONE, answer.err
-    (noise,) = answer.json["analyses"]
+    (missing,) = answer.json["analyses"]
     assert (answer.json["missing"], answer.json["failed"]) == ([], 0)
-    lines = noise["tables"]["noise"]
-    assert {line["level"] for line in lines} == {1.0}
-    assert len(lines) == 3 * 2 * 2
+    lines = missing["tables"]["missing"]
+    assert len(lines) == 2 * 3
     assert lines[0]["drop"] == pytest.approx(lines[0]["clean"] - lines[0]["score"])
-    assert all(Path(file).is_file() for file in noise["files"])
+    assert all(Path(file).is_file() for file in missing["files"])
+    assert read_json(bench.results / "analyses" / "missing" / "request.json")["settings"] == {"seed": 1}
 
 
 def test_what_is_not_finished_is_named_with_what_trains_it(bench: CommandLine) -> None:
@@ -87,25 +86,18 @@ def test_what_does_not_exist_is_refused(bench: CommandLine) -> None:
         assert expected in answer.err
 
 
-def test_mlflow_has_the_numbers_on_the_run_of_the_trial(bench: CommandLine) -> None:
-    from mlflow import MlflowClient
+def test_mlflow_is_told_and_may_be_down(bench: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is told is held in tests/test_tracking.py."""
+    told: list[tuple[Path, str | None]] = []
+    monkeypatch.setattr("bench.tracking.mirror_analyses", lambda store, uri: told.append((store.folder, uri)))
+    words = ("analyse", "missing", "--methods", "concat", *ASKED, "--set", "tracking.uri=sqlite:///there.db")
+    assert bench(*words).code == DONE
+    assert told == [(bench.results, "sqlite:///there.db")]
 
-    answer = bench("analyse", "missing", "--methods", "concat", *ASKED)
-    assert answer.code == DONE, answer.err
-    assert "warning" not in answer.err + answer.out
-    store = Store(bench.results)
-    (file,) = [f for f in (bench.results / "analyses" / "missing").glob("*-*.json") if "request" not in f.name]
-    content = json.loads(file.read_text())["content"]
-    client = MlflowClient(tracking_uri=tracking.default_uri(store))
-    experiment = client.get_experiment_by_name(DATASET)
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], f"tags.`bench.trial_id` = '{content['trial']}'")
-    expected = {
-        f"analysis/missing/missing/{m}/{fill}": x
-        for m, fills in content["values"]["missing"].items()
-        for fill, x in fills.items()
-    }
-    assert expected.items() <= run.data.metrics.items()
-    assert run.info.status == "FINISHED"
-    assert [a.path for a in client.list_artifacts(run.info.run_id, "analyses")] != []
-    assert tracking.mirror_analyses(store) == 0
+    def down(*_: object) -> None:
+        raise ResultsError("MLflow at there cannot be used: no route")
+
+    monkeypatch.setattr("bench.tracking.mirror_analyses", down)
+    answer = bench(*words)
+    assert answer.code == DONE
+    assert "warning: MLflow at there cannot be used: no route; `bench sync` repairs it" in answer.out + answer.err

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from bench.analysis.gradients import BranchGradients, shares
-from tests.analysis.asking import asked, opened, trained
+from tests.analysis.asking import asked, opened
+from tests.analysis.conftest import ROTATED
+from tests.world import make_world
 
-DATA = "planted:preset=symmetric:samples=60:classes=3:tokens=4"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return trained(
-        tmp_path_factory.mktemp("gradients"), "vanilla_mt,rollingq,concat,audio", "recipe.epochs=2", datasets=DATA
-    )
+PAIR = ("audio", "visual")
 
 
 @pytest.fixture(scope="module")
-def rows(world):
-    return asked(world, BranchGradients())
+def rows(collapsed):
+    return asked(collapsed, BranchGradients())
 
 
 def test_the_closed_form_holds_on_a_trained_model(rows):
-    assert [row.label for row in rows] == ["vanilla_mt", "rollingq", "concat"]
-    for row in rows[:2]:
+    *attending, plain = rows
+    assert [row.label for row in rows] == ["vanilla_mt", ROTATED, "vanilla_mt:layers=2", "concat"]
+    for row in attending:
         assert row.measurements[0].at("error") < 1e-10
-    assert not rows[2].measurements[0].has("error")
-    assert rows[2].measurements[0].values["sites"] == {}
+    assert not plain.measurements[0].has("error")
+    assert plain.measurements[0].values["sites"] == {}
 
 
-def test_nothing_of_the_trial_is_changed(world):
-    trial = opened(world)
+def test_one_modality_alone_is_skipped(collapsed):
+    assert asked(make_world(collapsed.folder, "audio"), BranchGradients()) == []
+
+
+def test_nothing_of_the_trial_is_changed(collapsed):
+    trial = opened(collapsed)
     before = trial.logits("test")
     BranchGradients().measure(trial)
     assert next(trial.model.parameters()).dtype == torch.float32
@@ -41,18 +43,18 @@ def test_nothing_of_the_trial_is_changed(world):
     np.testing.assert_array_equal(trial.logits("test"), before)
 
 
-def test_it_does_not_depend_on_the_batches(world):
-    trial = opened(world)
+def test_it_does_not_depend_on_the_batches(collapsed):
+    trial = opened(collapsed)
     whole = BranchGradients().measure(trial).values
-    object.__setattr__(trial.spec.recipe, "batch_size", 7)
+    trial.spec = dataclasses.replace(trial.spec, recipe=dataclasses.replace(trial.spec.recipe, batch_size=7))
     parts = BranchGradients().measure(trial).values
     for kind in ("tokens", "parameters", "share"):
         assert parts[kind] == pytest.approx(whole[kind], rel=1e-9)
 
 
-def test_targets_belong_to_their_samples(world):
+def test_targets_belong_to_their_samples(collapsed):
     """By the other road: float32 autograd of the mean loss over train gives the norms of the branches."""
-    trial = opened(world)
+    trial = opened(collapsed)
     found = BranchGradients().measure(trial).values["parameters"]
     inputs = trial.reader.inputs(trial.positions["train"])
     targets = torch.from_numpy(trial.truth.targets["train"])
@@ -64,8 +66,8 @@ def test_targets_belong_to_their_samples(world):
         )
 
 
-def test_a_branch_that_the_fusion_does_not_see_gets_nothing(world):
-    trial = opened(world, world.spec("concat"))
+def test_a_branch_that_the_fusion_does_not_see_gets_nothing(collapsed):
+    trial = opened(collapsed, collapsed.spec("concat"))
     head = trial.model.fusion.head
     assert head.weight.shape == (3, 32)
     with torch.no_grad():
@@ -75,9 +77,9 @@ def test_a_branch_that_the_fusion_does_not_see_gets_nothing(world):
     assert found["parameters"]["visual"] == 0
 
 
-def test_twin_branches_share_evenly(world):
+def test_twin_branches_share_evenly(collapsed):
     """Null: two branches with the same weights and the same inputs."""
-    trial = opened(world, world.spec("concat"))
+    trial = opened(collapsed, collapsed.spec("concat"))
     trial.model.encoders["visual"] = trial.model.encoders["audio"]
     with torch.no_grad():
         trial.model.fusion.head.weight[:, 16:] = trial.model.fusion.head.weight[:, :16]
@@ -97,11 +99,27 @@ def test_shares_by_hand():
     assert shares({"a": 0.0, "v": 0.0}) == {"a": 0.5, "v": 0.5}
 
 
-def test_tables_and_figures_of_trained_rows(rows):
+def test_tables_of_trained_rows(rows):
     analysis = BranchGradients()
     table, terms = analysis.tables(rows)
-    assert len(table.sections[0].frame) == 3
-    assert list(terms.sections[0].frame["Site"]) == ["attention, audio", "attention, visual"] * 2
-    assert [one.name for one in analysis.tables(rows[2:])] == ["gradients"]
+    assert len(table.sections[0].frame) == 4
+    both = [f"{site}, {m}" for site in ("attention", "attention", "attention", "further.0.attention") for m in PAIR]
+    assert list(terms.sections[0].frame["Site"]) == both
+    assert [one.name for one in analysis.tables(rows[3:])] == ["gradients"]
+
+
+def test_where_no_gradient_arrives_there_is_no_error_to_show(rows):
+    """As of a model whose loss has no gradient: the closed form cannot be held against anything."""
+    (answer,) = rows[0].answers
+    values = {name: x for name, x in answer.measured.values.items() if name != "error"}
+    row = dataclasses.replace(
+        rows[0], answers=(dataclasses.replace(answer, measured=dataclasses.replace(answer.measured, values=values)),)
+    )
+    _, terms = BranchGradients().tables([row])
+    assert set(terms.sections[0].frame["Error"]) == {""}
+
+
+def test_the_figure_of_trained_rows(rows):
+    analysis = BranchGradients()
     (figure,) = analysis.figures(rows).values()
     assert figure.startswith("<svg")

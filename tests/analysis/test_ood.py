@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bench import names
+from bench.analysis.contract import Measurement
 from bench.analysis.ood import ATTENTION, OutOfDistribution, certainty, elsewhere, partners
 from bench.data.prepared import prepare
 from bench.errors import RequestError
@@ -61,13 +64,17 @@ def test_a_model_that_knows_its_classes_tells_others(world):
     assert found["null"]["max_logit"]["low"] < 0.5 < found["null"]["max_logit"]["high"]
 
 
-def test_halves_of_test_do_not_differ(world):
+def test_halves_of_test_do_not_differ(world, monkeypatch):
+    """In 20 draws the interval misses one half at most three times, as one of 95 % may."""
+    trial = opened(world)
+    known = certainty(trial, (inputs for _, inputs in trial.batches("test")))
+    monkeypatch.setattr("bench.analysis.ood.certainty", lambda *_: known)  # the halves come from test alone
     outside = 0
-    for seed in range(8):
-        null = OutOfDistribution(OutOfDistribution.Settings(seed=seed)).measure(opened(world)).values["kinds"]["null"]
+    for seed in range(20):
+        null = OutOfDistribution(OutOfDistribution.Settings(seed=seed)).measure(trial).values["kinds"]["null"]
         assert set(null) == {"msp", "max_logit", "energy", "entropy", ATTENTION}
         outside += not null["msp"]["low"] <= 0.5 <= null["msp"]["high"]
-    assert outside <= 1
+    assert outside <= 3
 
 
 def test_a_blind_model_tells_nothing(world):
@@ -143,6 +150,17 @@ def test_attention_entropy_is_largest_where_attention_is_even(world):
     found = certainty(trial, (inputs for _, inputs in trial.batches("test")))
     keys = 1 + sum(t.x.shape[1] for t in trial.encode(next(trial.batches("test"))[1]).values())
     np.testing.assert_allclose(found[ATTENTION], -np.log(keys), rtol=1e-5)
+
+
+def test_what_has_nothing_to_detect_comes_last(world):
+    """Also where the first row lacks kinds, as one with a single modality does."""
+    rows = asked(world, OutOfDistribution())
+    (answer,) = rows[0].answers
+    kinds = answer.measured.values["kinds"]
+    few = Measurement({"kinds": {kind: kinds[kind] for kind in ("noise in audio", "null")}, "unfit": {}})
+    rows[0] = dataclasses.replace(rows[0], answers=(dataclasses.replace(answer, measured=few),))
+    (table,) = OutOfDistribution().tables(rows)
+    assert [s.title.split(": ")[-1] for s in table.sections][-2:] == ["mismatched pairs", "nothing to detect"]
 
 
 def test_tables_and_figures_of_trained_rows(world):
