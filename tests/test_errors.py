@@ -361,7 +361,7 @@ def test_ctrl_c_in_a_terminal_ends_the_training_processes_too(
     _wait_for(lambda: len(finished()) == 1, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == INTERRUPTED
+    assert process.returncode == INTERRUPTED, err
     assert "the same command goes on" in err
     assert "Traceback" not in err
     ((trial),) = finished()

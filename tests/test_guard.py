@@ -17,6 +17,7 @@ from bench import guard, plugins, scoring
 from bench import sweep as sweeping
 from bench.api import Batch, Inputs
 from bench.data.manifest import INDEX, MANIFEST, TARGETS
+from bench.data.prepared import Prepared
 from bench.execute.events import EpochDone, Event, Finished, Jobs
 from bench.execute.inline import InlineExecutor
 from bench.execute.local import LocalExecutor
@@ -305,7 +306,7 @@ PATCHES = {
 @pytest.fixture
 def mended(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the patches below replace comes back."""
-    owners = (scoring, scoring.Truth, Store, sweeping, sweeping.Prepared, np)
+    owners = (scoring, scoring.Truth, Store, sweeping, Prepared, np)
     for owner, name in zip(owners, ("score", "score", "write_trial", "scores_of", "targets", "stack"), strict=True):
         monkeypatch.setattr(owner, name, vars(owner)[name])
     monkeypatch.setattr(npz, "__code__", npz.__code__)
