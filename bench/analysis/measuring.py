@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bench import plugins
 from bench.analysis.contract import Analysis, Measurement
 from bench.analysis.kept import Kept
 from bench.analysis.loaded import LoadedTrial, Material, material_of
 from bench.assembly import task_of
+from bench.data.prepared import Prepared
 from bench.data.selection import Selected
 from bench.errors import RequestError
 from bench.plan import Plan, TrialSpec
@@ -92,38 +99,80 @@ class Inquiry:
         reasons = [f"  {name}: {e['label']} on {e['dataset']}: {e['reason']}" for name, e in entries]
         raise RequestError("\n".join(["nothing is left to analyse:", *reasons]))
 
-    def run(self, device: str) -> Iterator[Measured]:
-        """Measure and keep what is pending; one that fails is told and the others go on."""
+    def run(self, devices: Sequence[str]) -> Iterator[Measured]:
+        """Measure and keep what is pending, a process per device; one that fails is told and the others go on."""
         order = sorted(self.pending, key=lambda item: (item[0].fingerprint, item[0].split, item[0].fold))
-        material: Material | None = None
-        here: tuple[str, str, int] | None = None
-        for spec, asked in order:
-            if here != (spec.fingerprint, spec.split, spec.fold) or material is None:
-                here = (spec.fingerprint, spec.split, spec.fold)
-                material = material_of(self._prepared[spec.fingerprint], spec, torch.device(device))
-            torch.set_num_threads(spec.recipe.threads)
-            trial: LoadedTrial | str
-            try:
-                trial = LoadedTrial.open(self.store, spec, material)
-            except Exception as error:  # as below
-                trial = _why(error)
-            for analysis in asked:
-                started = time.perf_counter()
-                problem = trial if isinstance(trial, str) else ""
-                if not isinstance(trial, str):
-                    try:
-                        measured = analysis.measure(trial)
-                        seconds = time.perf_counter() - started
-                        plain = Measurement(_plain(measured.values), measured.arrays)
-                        Kept(self.store, analysis).write(spec.id, plain, seconds)
-                    except Exception as error:  # a method's own code runs here: whatever it raises, the rest goes on
-                        problem = _why(error)
-                yield Measured(analysis.name, spec, time.perf_counter() - started, problem)
+        tasks = [(self._prepared[spec.fingerprint], spec, asked) for spec, asked in order]
+        if len(devices) == 1 or len(tasks) < 2:
+            for prepared, spec, asked in tasks:
+                yield from _measure(self.store.folder, prepared.folder, spec, asked, devices[0])
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(devices), context, use_folders, (tuple(plugins.folders()),)) as pool:
+            running = {
+                pool.submit(_listed, self.store.folder, prepared.folder, spec, asked, devices[number % len(devices)]): (
+                    spec,
+                    asked,
+                )
+                for number, (prepared, spec, asked) in enumerate(tasks)
+            }
+            for future in as_completed(running):
+                spec, asked = running[future]
+                try:
+                    yield from future.result()
+                except BrokenProcessPool as error:
+                    yield from (Measured(analysis.name, spec, 0.0, _why(error)) for analysis in asked)
 
     def close(self) -> None:
         """Keep what was asked for, for tables made later."""
         for analysis in self.analyses:
             Kept(self.store, analysis).write_request(self.plan, self.skipped[analysis.name])
+
+
+def use_folders(folders: Sequence[str]) -> None:
+    """Find plugins where the parent does."""
+    for folder in reversed(folders):
+        plugins.use_folder(Path(folder))
+
+
+def _shared(prepared: Path, spec: TrialSpec, device: str) -> Material:
+    """What all trials of one fold share; only the latest is kept."""
+    key = (str(prepared), spec.fingerprint, json.dumps(spec.dataset.identity()), spec.split, spec.fold, device)
+    if key not in _latest:
+        _latest.clear()
+        _latest[key] = material_of(Prepared.open(prepared), spec, torch.device(device))
+    return _latest[key]
+
+
+_latest: dict[tuple[str | int, ...], Material] = {}
+
+
+def _measure(
+    results: Path, prepared: Path, spec: TrialSpec, asked: Sequence[Analysis], device: str
+) -> Iterator[Measured]:
+    store = Store(results, writable=False)
+    torch.set_num_threads(spec.recipe.threads)
+    trial: LoadedTrial | str
+    try:
+        trial = LoadedTrial.open(store, spec, _shared(prepared, spec, device))
+    except Exception as error:  # as below
+        trial = _why(error)
+    for analysis in asked:
+        started = time.perf_counter()
+        problem = trial if isinstance(trial, str) else ""
+        if not isinstance(trial, str):
+            try:
+                measured = analysis.measure(trial)
+                seconds = time.perf_counter() - started
+                plain = Measurement(_plain(measured.values), measured.arrays)
+                Kept(store, analysis).write(spec.id, plain, seconds)
+            except Exception as error:  # a method's own code runs here: whatever it raises, the rest goes on
+                problem = _why(error)
+        yield Measured(analysis.name, spec, time.perf_counter() - started, problem)
+
+
+def _listed(results: Path, prepared: Path, spec: TrialSpec, asked: Sequence[Analysis], device: str) -> list[Measured]:
+    return list(_measure(results, prepared, spec, asked, device))
 
 
 def _why(error: Exception) -> str:

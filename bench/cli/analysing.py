@@ -61,7 +61,7 @@ def analyse(
     analyses = resolve(names, own)
     overrides = {"methods": methods, "datasets": datasets, "seeds": seeds, "folds": folds, "protocol": protocol}
     place = workplace(config, results, data_root, prepared, overrides, with_place(others, None, device))
-    where = devices(place.config.execute.device, 1)[0]
+    where = devices(place.config.execute.device, place.config.execute.slots)
     selected, unusable, wanted = planned(place)
     store = Store(place.results)
     inquiry = Inquiry(analyses, wanted, store, selected)
@@ -74,7 +74,7 @@ def analyse(
     if inquiry.missing:
         say(quiet, f"{len(inquiry.missing)} trials are not finished and left out; `{command}` trains them")
     kept = inquiry.asked - inquiry.questions
-    say(quiet, f"{inquiry.questions} measurements to make on {where}, {kept} are there")
+    say(quiet, f"{inquiry.questions} measurements to make, {len(where)} at a time, {kept} are there")
     failed = 0
     with Asking(inquiry.questions, quiet=quiet) as display:
         for measured in inquiry.run(where):

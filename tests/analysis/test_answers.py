@@ -43,7 +43,7 @@ def measured(folder: Path, methods: str, data: str, *assign: str, seeds: str = "
     """A world that is trained and of which everything was asked."""
     world = trained(folder, methods, *assign, datasets=data, seeds=seeds)
     inquiry = asked(world, names)
-    assert [one.problem for one in inquiry.run("cpu") if one.problem] == []
+    assert [one.problem for one in inquiry.run(["cpu"]) if one.problem] == []
     inquiry.close()
     return world
 
@@ -392,7 +392,7 @@ def test_an_analysis_that_fails_is_told_and_the_others_go_on(one_sided: World, m
         one_sided.store,
         one_sided.datasets,
     )
-    found = {one.analysis: one.problem for one in inquiry.run("cpu")}
+    found = {one.analysis: one.problem for one in inquiry.run(["cpu"])}
     assert found == {"missing": "ZeroDivisionError: by hand", "contribution": ""}
 
 
@@ -418,3 +418,16 @@ def test_what_other_code_measured_is_not_shown_but_said(three: World, monkeypatc
     (shown,) = show(three.store, resolve("missing"))
     assert shown.tables == ()
     assert "`bench analyse missing` measures" in shown.markdown
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    worlds = [trained(tmp_path / name, "concat,vanilla_mt", *SMALL, datasets=ONE_SIDED) for name in ("one", "two")]
+    values = []
+    for world, devices in zip(worlds, (["cpu"], ["cpu", "cpu"]), strict=True):
+        told = list(asked(world).run(devices))
+        assert [one.problem for one in told] == [""] * 6
+        kept = {analysis.name: Kept(world.store, analysis) for analysis in resolve(ANALYSES)}
+        values.append({(one.analysis, one.spec.id): kept[one.analysis].read(one.spec.id) for one in told})
+    assert values[0].keys() == values[1].keys()
+    assert all(values[0][key].values == values[1][key].values for key in values[0])  # type: ignore[union-attr]  # none is None
