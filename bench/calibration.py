@@ -63,8 +63,8 @@ class _Try:
 
 
 def kind_of(spec: TrialSpec) -> str:
-    """Equal for trials that take equally long per epoch: same plugins, data, encoders and batches."""
-    names = "+".join(part.name for part in (spec.fusion, *spec.strategies))
+    """Equal for trials that take equally long per epoch: same fusion, strategies' names, data, encoders and batches."""
+    names = [spec.fusion.name, dict(spec.fusion.settings), *(part.name for part in spec.strategies)]
     encoders = {m: dataclasses.asdict(encoder) for m, encoder in spec.encoders.items()}
     recipe = {k: getattr(spec.recipe, k) for k in ("batch_size", "precision", "threads", "air_samples", "compile")}
     return json.dumps([names, spec.fingerprint, spec.split_hash, encoders, recipe], sort_keys=True)
@@ -84,10 +84,10 @@ def calibrate(
     known, unknown = _known(specs, store, devices), strangers(specs, store, devices)
     if unknown:
         if executor is None:
-            with local.LocalExecutor(devices[: len(unknown)]) as here:
-                measured = _measured(unknown, prepared, here)
+            with local.LocalExecutor(devices) as here:
+                measured = _measured(unknown, prepared, here, len(devices))
         else:
-            measured = _measured(unknown, prepared, executor)
+            measured = _measured(unknown, prepared, executor, len(devices))
         known |= measured
         file, machine = _file(store), _machine(devices)
         stored = read_sealed(file) or {}
@@ -120,10 +120,11 @@ def _measured(
     unknown: Mapping[str, TrialSpec],
     prepared: Mapping[str, Prepared],
     executor: Executor,
+    beside: int,
 ) -> dict[str, Kind]:
-    small = _tried(unknown, prepared, executor, SHARES[0])
+    small = _tried(unknown, prepared, executor, SHARES[0], beside)
     short = {kind: spec for kind, spec in unknown.items() if small[kind].seconds < LONG}
-    large = _tried(short, prepared, executor, SHARES[1]) if short else {}
+    large = _tried(short, prepared, executor, SHARES[1], beside) if short else {}
     return {kind: _kind(spec, small[kind], large.get(kind)) for kind, spec in unknown.items()}
 
 
@@ -145,7 +146,7 @@ def _kind(spec: TrialSpec, small: _Try, large: _Try | None) -> Kind:
 
 
 def _tried(
-    specs: Mapping[str, TrialSpec], prepared: Mapping[str, Prepared], executor: Executor, batches: int
+    specs: Mapping[str, TrialSpec], prepared: Mapping[str, Prepared], executor: Executor, batches: int, beside: int
 ) -> dict[str, _Try]:
     """A few epochs of every kind on so many batches, as many kinds at once as the executor has slots."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -154,18 +155,23 @@ def _tried(
             recipe = dataclasses.replace(spec.recipe, epochs=max(EPOCHS_TRIED, spec.recipe.epochs))
             longer = dataclasses.replace(spec, recipe=recipe)
             tries[longer.id] = kind, longer, Path(scratch) / str(number) / "trajectories"
-        jobs = _OneByOne(
-            [
-                (trial, partial(_job, spec, prepared[spec.fingerprint], batches, folder))
-                for trial, (_, spec, folder) in tries.items()
-            ]
-        )
+        waiting = [
+            (trial, partial(_job, spec, prepared[spec.fingerprint], batches, folder))
+            for trial, (_, spec, folder) in tries.items()
+        ]
+        # So that the last ones do not run alone, which is faster.
+        for number in range(1, beside):
+            _, spec, _ = tries[waiting[-1][0]]
+            other = dataclasses.replace(spec, seed=spec.seed + number)
+            folder = Path(scratch) / f"beside-{number}" / "trajectories"
+            waiting.append((other.id, partial(_job, other, prepared[spec.fingerprint], batches, folder)))
+        jobs = _OneByOne(waiting)
         found = {}
         for event in executor.run(jobs):
-            if isinstance(event, Failed):
+            if isinstance(event, Failed) and event.trial in tries:
                 _, spec, _ = tries[event.trial]
                 raise RequestError(f"{spec.method} on {spec.data} cannot be trained: {event.cause}: {event.text}")
-            if isinstance(event, Finished):
+            if isinstance(event, Finished) and event.trial in tries:
                 kind, spec, folder = tries[event.trial]
                 found[kind] = _read(folder, _share(spec, batches), event.info)
         return found

@@ -29,8 +29,12 @@ from bench.study.tuning import EVALUATED, Budget, Tuning
 from bench.sweep import Executor
 from bench.trajectory import decides, lineage_of
 
-PROCESS_SECONDS = 4.0
-"""What a training process takes to import everything, once per slot."""
+START_SECONDS = 9.0
+"""What the parent and then the training processes take to import everything."""
+BESIDE_SECONDS = 0.6
+"""What scoring and mirroring a trial takes of the parent; on a CPU the training processes wait for it."""
+TABLES_SECONDS = 0.2
+"""What a trial adds to making the tables. Seen on two cores, like the others; small beside a training."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,18 @@ def forecast(
     epochs = epochs_to_train(specs, prepared, store, device.type, evaluated)
     new = strangers(specs, store, devices)
     kinds = calibrate(specs, prepared, store, devices, executor)
-    free = [PROCESS_SECONDS] * min(len(devices), max(1, len(specs)))  # when every slot is free again
+    beside = BESIDE_SECONDS if device.type == "cpu" else 0.0
+    free = [START_SECONDS] * min(len(devices), max(1, len(specs)))  # when every slot is free again
     size = 0.0
     for spec in in_order(specs):
         kind = kinds[kind_of(spec)]
-        free[free.index(min(free))] += kind.trial_seconds + epochs[spec.id] * kind.epoch_seconds
+        free[free.index(min(free))] += beside + kind.trial_seconds + epochs[spec.id] * kind.epoch_seconds
         size += kind.trial_bytes + epochs[spec.id] * kind.epoch_bytes
     return Forecast(
         trials=len(specs),
         epochs=sum(epochs.values()),
         epochs_alone=sum(spec.recipe.epochs for spec in specs),
-        seconds=max(free) if specs else 0.0,
+        seconds=max(free) + TABLES_SECONDS * len(specs) if specs else 0.0,
         bytes=round(size),
         calibrated=len(new),
     )
