@@ -340,6 +340,10 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
     assert len(finished()) == 3
 
 
+HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from bench.cli import main; main()"
+"""A suite that runs in the background ignores Ctrl-C, and so do its children unless they say otherwise."""
+
+
 def test_ctrl_c_in_a_terminal_ends_the_training_processes_too(
     bench: CommandLine, tmp_path: Path, finished: Callable[[], dict[str, float]]
 ) -> None:
@@ -350,7 +354,7 @@ def test_ctrl_c_in_a_terminal_ends_the_training_processes_too(
     bench.plan("--methods", "audio")
     words = [*SMALL, "--seeds", "1", *NO_MIRROR, "--set", "recipe.epochs=40", "--set", "execute.slots=1"]
     process = subprocess.Popen(
-        [sys.executable, "-c", "from bench.cli import main; main()", "run", *words, "--methods", "audio,mbt:layers=12"],
+        [sys.executable, "-c", HEARING, "run", *words, "--methods", "audio,mbt:layers=12"],
         cwd=bench.folder,
         env={**os.environ, "BENCH_PREPARED": str(bench.prepared), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

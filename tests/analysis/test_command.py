@@ -35,11 +35,11 @@ def test_it_answers_once_and_joins_the_report(bench: CommandLine) -> None:
     words = ("analyse", "missing,gradients", "--methods", "audio,concat", *ASKED, *NO_MIRROR)
     answer = bench(*words)
     assert answer.code == DONE, answer.err
-    assert "2 measurements to make on cpu, 0 are there" in answer.out
+    assert "2 measurements to make, 1 at a time, 0 are there" in answer.out
     assert "skipped by missing: audio on" in answer.out
     assert "without visual" in answer.out
     again = bench("analyse", "missing", *words[2:])
-    assert "0 measurements to make on cpu, 1 are there" in again.out
+    assert "0 measurements to make, 1 at a time, 1 are there" in again.out
     (figure,) = (bench.results / "figures").glob("gradients*.svg")
     assert figure.read_text().startswith("<svg")
     for table in ("missing", "gradients"):
